@@ -1,0 +1,287 @@
+//! The one task that owns the state. It takes messages in one at a time, lets the recovery machine decide, and carries
+//! the effects out in order; nothing else changes the state. All I/O of a decision happens here or is started here.
+
+mod effects;
+mod handle;
+mod logs;
+mod requests;
+mod view;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    path::PathBuf,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use nightshift_proto::v1;
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use handle::{Handle, JobFiles, OpenSession, Refusal, SessionTicket};
+
+use crate::{
+    config::Config,
+    ledger::{self, InputReader},
+    model::{EventDraft, JobId, NodeId, Severity},
+    recovery::{CommittedRow, Event, Machine, Now, SessionId},
+};
+
+/// Messages waiting for the driver. Senders wait when it is full, which reaches agents as flow control.
+const INBOX_MESSAGES: usize = 1_024;
+/// The machine's resolution of time: restarts and silence are answered at most this late.
+const TICK_MS: u64 = 100;
+
+/// What the driver is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration in force.
+    pub config: Config,
+    /// Where the ledger is kept, as people should see it.
+    pub state_dir: PathBuf,
+    /// The address served on, as people should see it.
+    pub listen_address: String,
+    /// The ledger, open.
+    pub ledger: ledger::Handle,
+    /// What it held.
+    pub replay: ledger::Replay,
+    /// Events from before the driver ran, for example about the configuration.
+    pub notes: Vec<EventDraft>,
+}
+
+/// What reaches the driver.
+enum Message {
+    Open(OpenSession),
+    Agent { node: NodeId, session: SessionId, body: Box<v1::agent_message::Body> },
+    Closed { node: NodeId, session: SessionId },
+    Request(requests::Request),
+    CommitDone { node: NodeId, rows: Vec<CommittedRow>, outcome: Result<ledger::Committed, ledger::Error> },
+    ConfigChanged(Box<Config>),
+    Note(EventDraft),
+}
+
+/// The sending side of a connection.
+struct Connection {
+    session: SessionId,
+    outbox: mpsc::Sender<Result<v1::ControllerMessage, tonic::Status>>,
+    closed: CancellationToken,
+}
+
+/// What is shown of a node beyond what the machine needs.
+#[derive(Default)]
+struct Display {
+    observation: Option<v1::Observation>,
+    runtime: Option<v1::RuntimeStatus>,
+    agent_version: String,
+}
+
+struct Driver {
+    machine: Machine,
+    config: Config,
+    ledger: ledger::Handle,
+    inbox: mpsc::Receiver<Message>,
+    to_self: mpsc::Sender<Message>,
+    changes: watch::Sender<u64>,
+    connections: BTreeMap<NodeId, Connection>,
+    displays: BTreeMap<NodeId, Display>,
+    inputs: HashMap<JobId, InputReader>,
+    logs: logs::Requests,
+    /// Jobs whose newest record is not on disk because it could not be written.
+    unrecorded: std::collections::BTreeSet<JobId>,
+    next_job: JobId,
+    next_session: u64,
+    started: Now,
+    clock: Instant,
+    instance_id: String,
+    state_dir: PathBuf,
+    listen_address: String,
+}
+
+/// Starts the driver; it runs until `cancel` is cancelled. The second value ends when it has ended.
+#[must_use]
+pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task::JoinHandle<()>) {
+    let (to_self, inbox) = mpsc::channel(INBOX_MESSAGES);
+    let (changes, changed) = watch::channel(0);
+    let handle = Handle::new(to_self.clone(), changed, options.ledger.clone());
+    let clock = Instant::now();
+    let started = Now { mono_ms: 0, unix_ms: unix_ms() };
+    let driver = Driver {
+        machine: Machine::new(options.config.policy()),
+        config: options.config,
+        ledger: options.ledger,
+        inbox,
+        to_self,
+        changes,
+        connections: BTreeMap::new(),
+        displays: BTreeMap::new(),
+        inputs: HashMap::new(),
+        logs: logs::Requests::default(),
+        unrecorded: std::collections::BTreeSet::new(),
+        next_job: options.replay.next_job,
+        next_session: 1,
+        started,
+        clock,
+        instance_id: instance_id(started),
+        state_dir: options.state_dir,
+        listen_address: options.listen_address,
+    };
+    let task = tokio::spawn(driver.run(options.replay, options.notes, cancel));
+    (handle, task)
+}
+
+impl Driver {
+    async fn run(mut self, replay: ledger::Replay, notes: Vec<EventDraft>, cancel: CancellationToken) {
+        let ledger::Replay { jobs, nodes, repairs, .. } = replay;
+        self.apply(Event::Started { jobs, nodes, repairs }, &[]).await;
+        for note in notes {
+            self.apply(Event::Note(note), &[]).await;
+        }
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(TICK_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                _ = tick.tick() => self.on_tick().await,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.on_message(message).await,
+                    None => break,
+                },
+            }
+            self.changes.send_modify(|version| *version += 1);
+        }
+        self.end().await;
+    }
+
+    /// Workers go on without the controller; only the connections end. What was accepted is on disk already.
+    async fn end(&mut self) {
+        let draft = EventDraft {
+            severity: Severity::Info,
+            kind: "controller-stopped".to_owned(),
+            node: None,
+            job: None,
+            message: "the controller was stopped; workers go on with the rows they hold".to_owned(),
+        };
+        self.apply(Event::Note(draft), &[]).await;
+        for connection in std::mem::take(&mut self.connections).into_values() {
+            connection.closed.cancel();
+        }
+        let open: Vec<JobId> =
+            self.machine.jobs().filter(|job| !job.record.state.is_over()).map(|job| job.record.id).collect();
+        for id in open {
+            if let Some(record) = self.machine.job(id).map(|job| job.record.clone())
+                && let Err(error) = self.ledger.put_job(record).await
+            {
+                tracing::warn!(job = %id, error = %chain(&error), "the job's counters were not recorded at the end");
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            mono_ms: u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+            unix_ms: unix_ms(),
+        }
+    }
+
+    async fn on_tick(&mut self) {
+        if self.machine.storage_problem().is_some() || !self.unrecorded.is_empty() {
+            self.try_storage().await;
+        }
+        self.apply(Event::Tick, &[]).await;
+    }
+
+    /// Whether the disk takes writes again: first what is owed, then the word to go on.
+    async fn try_storage(&mut self) {
+        let room = self.ledger.free_bytes().is_ok_and(|free| free > self.config.limits.disk_reserve_bytes);
+        if !room {
+            return;
+        }
+        for id in std::mem::take(&mut self.unrecorded) {
+            let Some(record) = self.machine.job(id).map(|job| job.record.clone()) else { continue };
+            if let Err(error) = self.ledger.put_job(record).await {
+                tracing::debug!(job = %id, error = %chain(&error), "still not recorded");
+                self.unrecorded.insert(id);
+                return;
+            }
+        }
+        self.apply(Event::StorageRecovered, &[]).await;
+    }
+
+    async fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Open(open) => self.on_open(open).await,
+            Message::Agent { node, session, body } => self.on_agent(node, session, *body).await,
+            Message::Closed { node, session } => {
+                self.drop_connection(&node, session);
+                self.apply(Event::SessionLost { node, session }, &[]).await;
+            }
+            Message::Request(request) => self.on_request(request).await,
+            Message::CommitDone { node, rows, outcome } => self.on_commit_done(node, rows, outcome).await,
+            Message::ConfigChanged(config) => self.on_config(*config).await,
+            Message::Note(draft) => self.apply(Event::Note(draft), &[]).await,
+        }
+    }
+
+    async fn on_config(&mut self, config: Config) {
+        let later = config.needs_restart(&self.config);
+        let mut message = "the configuration was read again and is in force".to_owned();
+        if !later.is_empty() {
+            message.push_str(&format!("; {} take effect at the next start", later.join(", ")));
+        }
+        self.config = config.over(&self.config);
+        let policy = self.config.policy();
+        self.apply(Event::PolicyChanged(policy), &[]).await;
+        let draft = EventDraft {
+            severity: Severity::Info,
+            kind: "config-reloaded".to_owned(),
+            node: None,
+            job: None,
+            message,
+        };
+        self.apply(Event::Note(draft), &[]).await;
+    }
+
+    /// Lets the machine take in an event and carries out what it wants, until nothing more follows from it. `bodies`
+    /// are those of a `Results` event.
+    async fn apply(&mut self, event: Event, bodies: &[Bytes]) {
+        let mut queue = VecDeque::from([event]);
+        let mut bodies = bodies;
+        while let Some(event) = queue.pop_front() {
+            let heads = match &event {
+                Event::Results { heads, .. } => heads.clone(),
+                _ => Vec::new(),
+            };
+            let now = self.now();
+            let effects = self.machine.step(now, event);
+            self.carry_out(now, effects, &heads, bodies, &mut queue).await;
+            bodies = &[];
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Tells one run of the controller from another; a time and a process number are enough for that.
+fn instance_id(started: Now) -> String {
+    format!("{:x}-{:x}", started.unix_ms, std::process::id())
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,270 @@
+//! Carries out what the machine decided, in its order.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use nightshift_proto::v1::{self, controller_message::Body};
+
+use super::{Connection, Driver, Message, chain};
+use crate::{
+    ledger::{self, InputReader},
+    model::{EventDraft, FinishedRow, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
+    recovery::{
+        Command, CommittedRow, Effect, Event, ExitClass, Now, ResultHead, RowGrant, SessionId, WorkerExit,
+    },
+    rpc::convert,
+};
+
+/// Rows are sent in messages of about this size, so that a batch of long prompts stays below the message limit.
+const ROWS_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+impl Driver {
+    pub(super) async fn carry_out(
+        &mut self,
+        now: Now,
+        effects: Vec<Effect>,
+        heads: &[ResultHead],
+        bodies: &[Bytes],
+        queue: &mut VecDeque<Event>,
+    ) {
+        let mut drafts = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::RecordJob(record) => self.record_job(*record, queue).await,
+                Effect::RecordNode(record) => {
+                    if let Err(error) = self.ledger.put_node(record).await {
+                        tracing::warn!(error = %chain(&error), "a node's record was not written");
+                    }
+                }
+                Effect::Send { node, session, command } => self.send(&node, session, command, queue),
+                Effect::CloseSession { node, session, reason } => {
+                    tracing::info!(%node, reason, "closing the connection");
+                    self.drop_connection(&node, session);
+                }
+                Effect::Commit { node, indices } => self.commit(node, &indices, heads, bodies),
+                Effect::SaveCheckpoints { job, rows } => self.save_checkpoints(job, &rows),
+                Effect::Emit(draft) => {
+                    log(&draft);
+                    drafts.push(draft);
+                }
+                Effect::JobOver(job) => {
+                    self.inputs.remove(&job);
+                }
+            }
+        }
+        if !drafts.is_empty()
+            && let Err(error) = self.ledger.append_events(drafts, now.unix_ms).await
+        {
+            tracing::debug!(error = %chain(&error), "events were not kept; they are in this log");
+        }
+    }
+
+    /// A record that cannot be written is owed: it is tried again with every tick, and until then nothing that
+    /// depends on it goes out.
+    async fn record_job(&mut self, record: JobRecord, queue: &mut VecDeque<Event>) {
+        let id = record.id;
+        match self.ledger.put_job(record).await {
+            Ok(()) => {
+                self.unrecorded.remove(&id);
+            }
+            Err(error) => {
+                self.unrecorded.insert(id);
+                queue.push_back(Event::StorageFailed { problem: chain(&error) });
+            }
+        }
+    }
+
+    fn send(&mut self, node: &NodeId, session: SessionId, command: Command, queue: &mut VecDeque<Event>) {
+        let messages = match command {
+            Command::StartWorker { command_id, worker, model, settings } => {
+                if self.unrecorded.contains(&worker.job) {
+                    queue.push_back(not_started(node, worker));
+                    return;
+                }
+                vec![Body::StartWorker(v1::StartWorker {
+                    command_id,
+                    worker: Some(convert::worker_id(worker)),
+                    model,
+                    options: Some(convert::options(settings)),
+                    gang: None,
+                })]
+            }
+            Command::StopWorker { command_id, worker, mode, grace_ms, reason } => {
+                vec![Body::StopWorker(v1::StopWorker {
+                    command_id,
+                    worker: Some(convert::worker_id(worker)),
+                    mode: convert::stop_mode(mode).into(),
+                    grace_ms,
+                    reason,
+                })]
+            }
+            Command::GrantRows { worker, rows } => match self.rows_messages(worker, &rows) {
+                Ok(messages) => messages,
+                Err(error) => {
+                    let problem = format!("its input cannot be read: {}", chain(&error));
+                    queue.push_back(Event::InputUnreadable { job: worker.job, problem });
+                    return;
+                }
+            },
+            Command::CancelRows { worker, rows } => vec![Body::CancelRows(v1::CancelRows {
+                worker: Some(convert::worker_id(worker)),
+                rows: rows.into_iter().map(|row| row.0).collect(),
+            })],
+            Command::Drain { draining } => vec![Body::Drain(v1::Drain { draining })],
+            Command::AckResults { through_spool_seq } => {
+                vec![Body::AckResults(v1::AckResults { through_spool_seq })]
+            }
+        };
+        for body in messages {
+            self.send_body(node, session, body, queue);
+        }
+    }
+
+    /// Hands a message to the connection. An agent that does not keep up loses its connection, not the driver's time.
+    pub(super) fn send_body(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        body: Body,
+        queue: &mut VecDeque<Event>,
+    ) {
+        let Some(connection) = self.connections.get(node).filter(|c| c.session == session) else { return };
+        if connection.outbox.try_send(Ok(v1::ControllerMessage { body: Some(body) })).is_err() {
+            if !connection.closed.is_cancelled() {
+                tracing::info!(%node, "the agent does not take messages; closing its connection");
+            }
+            self.drop_connection(node, session);
+            queue.push_back(Event::SessionLost { node: node.clone(), session });
+        }
+    }
+
+    fn rows_messages(&mut self, worker: WorkerKey, grants: &[RowGrant]) -> Result<Vec<Body>, ledger::Error> {
+        let Some(job) = self.machine.job(worker.job) else { return Ok(Vec::new()) };
+        if !self.inputs.contains_key(&worker.job) {
+            let reader = InputReader::open(&self.ledger.job_dir(worker.job), job.record.rows_total)?;
+            self.inputs.insert(worker.job, reader);
+        }
+        let Some(input) = self.inputs.get(&worker.job) else { return Ok(Vec::new()) };
+        let mut messages = Vec::new();
+        let mut rows = Vec::with_capacity(grants.len());
+        let mut size = 0;
+        for grant in grants {
+            let checkpoint = job.checkpoint(grant.row).cloned().unwrap_or_default();
+            let row = v1::Row {
+                row: grant.row.0,
+                attempt: grant.attempt,
+                request: input.read(grant.row)?,
+                resume_tokens: checkpoint.tokens,
+                resume_logprobs_json: checkpoint.logprobs_json,
+            };
+            let row_size =
+                row.request.len() + row.resume_tokens.len() * 5 + row.resume_logprobs_json.len() + 64;
+            if size + row_size > ROWS_MESSAGE_BYTES && !rows.is_empty() {
+                messages.push(rows_body(worker, std::mem::take(&mut rows)));
+                size = 0;
+            }
+            size += row_size;
+            rows.push(row);
+        }
+        messages.push(rows_body(worker, rows));
+        Ok(messages)
+    }
+
+    /// Hands results to the ledger without waiting: the group they land in is synced once for all of them. As many are
+    /// under way at most as rows are out.
+    fn commit(&self, node: NodeId, indices: &[usize], heads: &[ResultHead], bodies: &[Bytes]) {
+        let chosen = indices.iter().filter_map(|index| Some((heads.get(*index)?, bodies.get(*index)?)));
+        let (mut rows, mut finished) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+        for (head, body) in chosen {
+            rows.push(CommittedRow {
+                spool_seq: head.spool_seq,
+                job: head.worker.job,
+                row: head.row,
+                status_code: head.status_code,
+                prompt_tokens: head.prompt_tokens,
+                completion_tokens: head.completion_tokens,
+            });
+            finished.push(FinishedRow {
+                job: head.worker.job,
+                row: head.row,
+                status_code: head.status_code,
+                body: body.clone(),
+                request_id: format!(
+                    "{}-{}-{}-{}",
+                    head.worker.job, head.row, head.worker.epoch, head.attempt
+                ),
+                prompt_tokens: head.prompt_tokens,
+                completion_tokens: head.completion_tokens,
+            });
+        }
+        let (ledger, to_self) = (self.ledger.clone(), self.to_self.clone());
+        tokio::spawn(async move {
+            let outcome = ledger.commit(finished).await;
+            // A failure to send means that the driver has ended; the results are on disk or in the agent's spool.
+            let _ = to_self.send(Message::CommitDone { node, rows, outcome }).await;
+        });
+    }
+
+    pub(super) async fn on_commit_done(
+        &mut self,
+        node: NodeId,
+        rows: Vec<CommittedRow>,
+        outcome: Result<ledger::Committed, ledger::Error>,
+    ) {
+        let event = match outcome {
+            Ok(committed) => {
+                let files =
+                    committed.jobs.iter().map(|job| (job.job, job.results_bytes, job.errors_bytes)).collect();
+                Event::Committed { node, rows, files }
+            }
+            Err(error) => Event::CommitFailed { node, rows, problem: chain(&error) },
+        };
+        self.apply(event, &[]).await;
+    }
+
+    /// Checkpoints save work, not correctness: they are written beside the results, and one that is lost costs tokens.
+    fn save_checkpoints(&self, job: JobId, rows: &[RowIx]) {
+        let Some(known) = self.machine.job(job) else { return };
+        let checkpoints: Vec<_> =
+            rows.iter().filter_map(|row| Some((*row, known.checkpoint(*row)?.clone()))).collect();
+        let ledger = self.ledger.clone();
+        tokio::spawn(async move {
+            if let Err(error) = ledger.put_checkpoints(job, checkpoints).await {
+                tracing::debug!(%job, error = %chain(&error), "checkpoints were not written");
+            }
+        });
+    }
+
+    pub(super) fn drop_connection(&mut self, node: &NodeId, session: SessionId) {
+        if self.connections.get(node).is_some_and(|connection| connection.session == session)
+            && let Some(Connection { closed, .. }) = self.connections.remove(node)
+        {
+            closed.cancel();
+            self.logs.node_gone(node);
+        }
+    }
+}
+
+fn rows_body(worker: WorkerKey, rows: Vec<v1::Row>) -> Body {
+    Body::Rows(v1::Rows { worker: Some(convert::worker_id(worker)), rows })
+}
+
+fn not_started(node: &NodeId, worker: WorkerKey) -> Event {
+    let exit = WorkerExit {
+        worker,
+        class: ExitClass::SpawnFailed,
+        status: "was not started".to_owned(),
+        first_error: "its launch could not be recorded".to_owned(),
+        log_tail: Vec::new(),
+    };
+    Event::WorkerExited { node: node.clone(), exit }
+}
+
+fn log(draft: &EventDraft) {
+    let (kind, message) = (&draft.kind, &draft.message);
+    match draft.severity {
+        Severity::Info => tracing::info!(kind, "{message}"),
+        Severity::Warning => tracing::warn!(kind, "{message}"),
+        Severity::Error => tracing::error!(kind, "{message}"),
+    }
+}

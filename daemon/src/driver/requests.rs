@@ -1,0 +1,273 @@
+//! What agents and people ask of the driver.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use nightshift_proto::v1::{self, agent_message::Body as FromAgent, controller_message::Body as ToAgent};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Connection, Driver, Refusal,
+    handle::{JobFiles, OpenSession},
+};
+use crate::{
+    intake::Staged,
+    model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId},
+    recovery::{Event, RefusedRequest, SessionId},
+    rpc::convert,
+};
+
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+pub(super) enum Request {
+    Status(oneshot::Sender<v1::ClusterStatus>),
+    Jobs { finished_too: bool, reply: oneshot::Sender<Vec<v1::Job>> },
+    Job { job: JobId, reply: Reply<v1::Job> },
+    JobFiles { job: JobId, reply: Reply<JobFiles> },
+    Nodes(oneshot::Sender<Vec<v1::Node>>),
+    Submit { spec: Box<JobSpec>, staged: Box<Staged>, reply: Reply<v1::Job> },
+    Submitted { submission_id: String, reply: oneshot::Sender<Option<v1::Job>> },
+    Pause { job: JobId, reply: Reply<v1::Job> },
+    Resume { job: JobId, reply: Reply<v1::Job> },
+    Cancel { job: JobId, now: bool, reply: Reply<v1::Job> },
+    Drain { node: NodeId, drain: bool, reply: Reply<v1::Node> },
+    Logs { wanted: v1::GetLogsRequest, reply: Reply<mpsc::Receiver<v1::LogLines>> },
+}
+
+impl Driver {
+    /// Answers a request. Whoever asked may have gone away meanwhile; that is no error.
+    pub(super) async fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => _ = reply.send(self.status_view()),
+            Request::Jobs { finished_too, reply } => _ = reply.send(self.jobs_view(finished_too)),
+            Request::Job { job, reply } => _ = reply.send(self.job_or_refusal(job)),
+            Request::JobFiles { job, reply } => _ = reply.send(self.job_files(job)),
+            Request::Nodes(reply) => _ = reply.send(self.nodes_view()),
+            Request::Submit { spec, staged, reply } => _ = reply.send(self.submit(*spec, *staged).await),
+            Request::Submitted { submission_id, reply } => {
+                let found = self.find_submission(&submission_id);
+                _ = reply.send(found.and_then(|job| self.job_or_refusal(job).ok()));
+            }
+            Request::Pause { job, reply } => {
+                let may = self.machine.may_pause(job);
+                _ = reply.send(self.steer(job, may, Event::Pause(job)).await);
+            }
+            Request::Resume { job, reply } => {
+                let may = self.machine.may_resume(job);
+                _ = reply.send(self.steer(job, may, Event::Resume(job)).await);
+            }
+            Request::Cancel { job, now, reply } => {
+                let may = self.machine.may_cancel(job);
+                _ = reply.send(self.steer(job, may, Event::Cancel { job, now }).await);
+            }
+            Request::Drain { node, drain, reply } => {
+                let known = self.machine.node(&node).is_some();
+                if known {
+                    self.apply(Event::Drain { node: node.clone(), drain }, &[]).await;
+                }
+                let view = self.node_view(&node).filter(|_| known);
+                _ = reply.send(view.ok_or_else(|| RefusedRequest::NoSuchNode(node).into()));
+            }
+            Request::Logs { wanted, reply } => _ = reply.send(self.open_logs(&wanted)),
+        }
+    }
+
+    async fn steer(
+        &mut self,
+        job: JobId,
+        may: Result<(), RefusedRequest>,
+        event: Event,
+    ) -> Result<v1::Job, Refusal> {
+        may?;
+        self.apply(event, &[]).await;
+        self.job_or_refusal(job)
+    }
+
+    fn job_or_refusal(&self, job: JobId) -> Result<v1::Job, Refusal> {
+        self.job_view(job).ok_or_else(|| RefusedRequest::NoSuchJob(job).into())
+    }
+
+    fn job_files(&self, id: JobId) -> Result<JobFiles, Refusal> {
+        let job = self.machine.job(id).ok_or(RefusedRequest::NoSuchJob(id))?;
+        Ok(JobFiles {
+            dir: self.ledger.job_dir(id),
+            results_bytes: job.results_bytes,
+            errors_bytes: job.errors_bytes,
+            over: job.record.state.is_over(),
+        })
+    }
+
+    fn find_submission(&self, submission_id: &str) -> Option<JobId> {
+        let same =
+            |record: &&JobRecord| !submission_id.is_empty() && record.spec.submission_id == submission_id;
+        self.machine.jobs().map(|job| &job.record).find(same).map(|record| record.id)
+    }
+
+    async fn submit(&mut self, spec: JobSpec, staged: Staged) -> Result<v1::Job, Refusal> {
+        if let Some(job) = self.find_submission(&spec.submission_id) {
+            return self.job_or_refusal(job);
+        }
+        let id = self.next_job;
+        let record = JobRecord {
+            id,
+            spec,
+            rows_total: staged.rows_total,
+            state: JobState::Active,
+            detail: String::new(),
+            created_unix_ms: self.now().unix_ms,
+            started_unix_ms: None,
+            finished_unix_ms: None,
+            epoch: Epoch::default(),
+            launches: Vec::new(),
+            rows_requeued: 0,
+            duplicate_results: 0,
+        };
+        self.ledger.create_job(staged, record.clone()).await.map_err(Refusal::NotRecorded)?;
+        self.next_job = JobId(id.0 + 1);
+        self.apply(Event::JobAccepted(record), &[]).await;
+        self.job_or_refusal(id)
+    }
+
+    pub(super) async fn on_open(&mut self, open: OpenSession) {
+        let OpenSession { node, hello, outbox, closed, reply } = open;
+        let other = self.machine.node(&node).filter(|known| {
+            known.facts.agent_instance_id != hello.agent_instance_id && self.connections.contains_key(&node)
+        });
+        if other.is_some() {
+            _ = reply.send(Err(Refusal::NameInUse(node)));
+            return;
+        }
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        let welcome = v1::Welcome {
+            controller_instance_id: self.instance_id.clone(),
+            heartbeat_interval_ms: self.config.agents.heartbeat_interval_ms,
+            observation_interval_ms: self.config.agents.observation_interval_ms,
+            progress_interval_ms: self.config.agents.progress_interval_ms,
+        };
+        let display = self.displays.entry(node.clone()).or_default();
+        display.observation.clone_from(&hello.observation);
+        display.runtime.clone_from(&hello.runtime);
+        display.agent_version.clone_from(&hello.agent_version);
+        if let Some(before) = self.connections.insert(node.clone(), Connection { session, outbox, closed }) {
+            before.closed.cancel();
+            self.logs.node_gone(&node);
+        }
+        if reply.send(Ok(session)).is_err() {
+            self.drop_connection(&node, session);
+            return;
+        }
+        let mut queue = VecDeque::new();
+        self.send_body(&node, session, ToAgent::Welcome(welcome), &mut queue);
+        let facts = convert::node_facts(&hello);
+        let workers = hello.workers.iter().map(convert::reported_worker).collect();
+        self.apply(Event::Hello { node, session, facts, workers }, &[]).await;
+        for event in queue {
+            self.apply(event, &[]).await;
+        }
+    }
+
+    pub(super) async fn on_agent(&mut self, node: NodeId, session: SessionId, body: FromAgent) {
+        if self.connections.get(&node).is_none_or(|connection| connection.session != session) {
+            return;
+        }
+        self.apply(Event::Heard { node: node.clone(), session }, &[]).await;
+        match body {
+            // The second hello of a connection means nothing; heartbeats have been heard already.
+            FromAgent::Hello(_) | FromAgent::Heartbeat(_) => {}
+            FromAgent::SpoolReplayed(_) => self.apply(Event::SpoolReplayed { node, session }, &[]).await,
+            FromAgent::Observation(observation) => {
+                self.displays.entry(node).or_default().observation = Some(observation);
+            }
+            FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,
+            FromAgent::Progress(progress) => {
+                let news = convert::progress(progress);
+                self.apply(Event::Progress { node, news }, &[]).await;
+            }
+            FromAgent::RowResults(results) => {
+                let heads = results.results.iter().map(convert::result_head).collect();
+                let bodies: Vec<_> = results.results.into_iter().map(|result| result.body).collect();
+                self.apply(Event::Results { node, session, heads }, &bodies).await;
+            }
+            FromAgent::CommandResult(answer) if !answer.accepted => {
+                let (command_id, problem) = (answer.command_id, answer.problem);
+                tracing::info!(%node, command_id, problem, "the agent refused a command");
+                self.apply(Event::CommandRefused { node, command_id, problem }, &[]).await;
+            }
+            FromAgent::CommandResult(_) => {}
+            FromAgent::LogLines(lines) => {
+                let request_id = lines.request_id;
+                if self.logs.deliver(&node, lines) {
+                    self.end_logs(&node, request_id);
+                }
+            }
+        }
+    }
+
+    async fn on_worker_event(&mut self, node: NodeId, event: v1::WorkerEvent) {
+        let worker = convert::worker_key(event.worker);
+        let event = match event.event {
+            Some(v1::worker_event::Event::Started(started)) => {
+                Event::WorkerStarted { node, worker, pid: started.pid }
+            }
+            Some(v1::worker_event::Event::Ready(ready)) => {
+                Event::WorkerReady { node, worker, load_ms: ready.load_ms }
+            }
+            Some(v1::worker_event::Event::Exited(exited)) => {
+                Event::WorkerExited { node, exit: convert::worker_exit(worker, &exited) }
+            }
+            None => return,
+        };
+        self.apply(event, &[]).await;
+    }
+
+    fn open_logs(&mut self, wanted: &v1::GetLogsRequest) -> Result<mpsc::Receiver<v1::LogLines>, Refusal> {
+        let nodes: BTreeSet<NodeId> = if wanted.job_id == 0 {
+            let node = NodeId::from(wanted.node_id.as_str());
+            if self.machine.node(&node).is_none() {
+                return Err(RefusedRequest::NoSuchNode(node).into());
+            }
+            if !self.connections.contains_key(&node) {
+                return Err(RefusedRequest::NodeAway(node).into());
+            }
+            [node].into()
+        } else {
+            if self.machine.job(JobId(wanted.job_id)).is_none() {
+                return Err(RefusedRequest::NoSuchJob(JobId(wanted.job_id)).into());
+            }
+            self.connections.keys().cloned().collect()
+        };
+        for (id, nodes) in self.logs.abandoned() {
+            for node in nodes {
+                self.end_logs(&node, id);
+            }
+        }
+        let Some((request_id, lines)) = self.logs.open(nodes.clone()) else {
+            return Err(RefusedRequest::TooManyLogReaders.into());
+        };
+        let source = if wanted.job_id == 0 { v1::LogSource::Agent } else { v1::LogSource::Workers };
+        for node in nodes {
+            let request = v1::LogRequest {
+                request_id,
+                source: source.into(),
+                job_id: wanted.job_id,
+                tail_lines: wanted.tail_lines,
+                follow: wanted.follow,
+                cancel: false,
+            };
+            self.send_log_request(&node, request);
+        }
+        Ok(lines)
+    }
+
+    fn end_logs(&mut self, node: &NodeId, request_id: u64) {
+        self.send_log_request(node, v1::LogRequest { request_id, cancel: true, ..Default::default() });
+    }
+
+    /// Best effort: a connection that cannot take it is found out by the next command.
+    fn send_log_request(&self, node: &NodeId, request: v1::LogRequest) {
+        if let Some(connection) = self.connections.get(node) {
+            let message = v1::ControllerMessage { body: Some(ToAgent::LogRequest(request)) };
+            _ = connection.outbox.try_send(Ok(message));
+        }
+    }
+}

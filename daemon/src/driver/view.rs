@@ -1,0 +1,282 @@
+//! The state as people see it, in the protocol's types. Reads, never changes.
+
+use nightshift_proto::v1;
+
+use super::Driver;
+use crate::{
+    model::{self, Incident, JobId, JobState, NodeId},
+    recovery::{Job, Node, Now, Worker},
+    rpc::convert,
+};
+
+/// Finished jobs on the status screen; `clusterctl jobs --all` shows every one.
+const FINISHED_JOBS_SHOWN: usize = 5;
+/// Incidents on the status screen.
+const INCIDENTS_SHOWN: usize = 50;
+/// How long closed incidents and failed jobs stay on the status screen: until the next evening.
+const SHOWN_FOR_MS: u64 = 24 * 3_600_000;
+
+impl Driver {
+    pub(super) fn status_view(&self) -> v1::ClusterStatus {
+        let now = self.now();
+        let open = self.machine.jobs().filter(|job| !job.record.state.is_over());
+        let mut finished: Vec<&Job> = self.machine.jobs().filter(|job| job.record.state.is_over()).collect();
+        finished.sort_by_key(|job| std::cmp::Reverse(job.record.finished_unix_ms));
+        let finished = finished.into_iter().take(FINISHED_JOBS_SHOWN);
+        let incidents = self
+            .machine
+            .incidents()
+            .filter(|i| i.closed_unix_ms.is_none_or(|at| now.unix_ms.saturating_sub(at) < SHOWN_FOR_MS));
+        let problems = self.problems(now);
+        v1::ClusterStatus {
+            controller: Some(v1::Controller {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                instance_id: self.instance_id.clone(),
+                started_unix_ms: self.started.unix_ms,
+                now_unix_ms: now.unix_ms,
+                state_dir: self.state_dir.to_string_lossy().into_owned(),
+                disk_available_bytes: self.ledger.free_bytes().unwrap_or(0),
+                listen_address: self.listen_address.clone(),
+            }),
+            nodes: self.nodes_view(),
+            jobs: open.chain(finished).map(|job| self.job_message(now, job)).collect(),
+            incidents: incidents.take(INCIDENTS_SHOWN).map(incident_message).collect(),
+            healthy: problems.is_empty(),
+            problems,
+        }
+    }
+
+    fn problems(&self, now: Now) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(problem) = self.machine.storage_problem() {
+            problems.push(format!(
+                "Results cannot be stored: {problem}. Free some space; the jobs go on by themselves."
+            ));
+        }
+        let settling = now.mono_ms < self.machine.policy().adopt_grace_ms;
+        for node in self.machine.nodes() {
+            match &node.session {
+                None if settling && node.last_heard_mono_ms.is_none() => {}
+                None => problems.push(format!(
+                    "Node {} is silent: {}.",
+                    node.id,
+                    node.unusable(now).unwrap_or_default()
+                )),
+                Some(_) => {
+                    if let Some(problem) = &node.facts.runtime_problem {
+                        problems.push(format!("Node {} cannot run workers: {problem}.", node.id));
+                    }
+                }
+            }
+        }
+        if self.machine.nodes().next().is_none() {
+            problems.push("No node has ever connected. Start an agent: cluster-agent run.".to_owned());
+        }
+        for job in self.machine.jobs() {
+            let record = &job.record;
+            let lately =
+                record.finished_unix_ms.is_some_and(|at| now.unix_ms.saturating_sub(at) < SHOWN_FOR_MS);
+            match record.state {
+                JobState::Failed if lately => {
+                    problems.push(format!("Job {} failed: {}.", record.id, record.detail))
+                }
+                JobState::Paused if job.paused_by_faults() => {
+                    problems.push(format!("Job {} is paused: {}.", record.id, record.detail));
+                }
+                _ => {}
+            }
+        }
+        for incident in self.machine.incidents().filter(|incident| incident.closed_unix_ms.is_none()) {
+            if !matches!(incident.fault, model::Fault::NodeSilent | model::Fault::DiskFull) {
+                problems.push(format!("{}; {}.", incident.summary, incident.action));
+            }
+        }
+        problems
+    }
+
+    pub(super) fn jobs_view(&self, finished_too: bool) -> Vec<v1::Job> {
+        let now = self.now();
+        let shown = self.machine.jobs().filter(|job| finished_too || !job.record.state.is_over());
+        shown.map(|job| self.job_message(now, job)).collect()
+    }
+
+    pub(super) fn job_view(&self, id: JobId) -> Option<v1::Job> {
+        self.machine.job(id).map(|job| self.job_message(self.now(), job))
+    }
+
+    pub(super) fn nodes_view(&self) -> Vec<v1::Node> {
+        let now = self.now();
+        self.machine.nodes().map(|node| self.node_message(now, node)).collect()
+    }
+
+    pub(super) fn node_view(&self, id: &NodeId) -> Option<v1::Node> {
+        self.machine.node(id).map(|node| self.node_message(self.now(), node))
+    }
+
+    fn node_message(&self, now: Now, node: &Node) -> v1::Node {
+        let display = self.displays.get(&node.id);
+        let workers: Vec<v1::Worker> = self
+            .machine
+            .jobs()
+            .filter_map(|job| Some(worker_message(now, job, job.workers.get(&node.id)?)))
+            .collect();
+        let unusable = node.unusable(now);
+        let state = match (&node.session, &unusable) {
+            (None, _) => v1::NodeState::Silent,
+            (Some(_), _) if node.draining => v1::NodeState::Draining,
+            (Some(_), Some(_)) => v1::NodeState::NotReady,
+            (Some(_), None) => v1::NodeState::Ready,
+        };
+        v1::Node {
+            node_id: node.id.to_string(),
+            state: state.into(),
+            conditions: conditions(node, unusable.as_deref()),
+            detail: unusable.unwrap_or_default(),
+            observation: display.and_then(|display| display.observation.clone()),
+            runtime: display.and_then(|display| display.runtime.clone()),
+            agent_version: display.map(|display| display.agent_version.clone()).unwrap_or_default(),
+            connected_since_unix_ms: node.session.as_ref().map_or(0, |session| session.since_unix_ms),
+            silent_ms: match node.last_heard_mono_ms {
+                Some(at) => now.mono_ms.saturating_sub(at),
+                None => now.unix_ms.saturating_sub(node.last_seen_unix_ms),
+            },
+            tokens_per_s: workers.iter().map(|worker| worker.tokens_per_s).sum(),
+            workers,
+        }
+    }
+
+    fn job_message(&self, now: Now, job: &Job) -> v1::Job {
+        let record = &job.record;
+        let at_work = !job.workers.is_empty() || !job.leases.is_empty();
+        let state = match record.state {
+            JobState::Active if at_work => v1::JobState::Running,
+            JobState::Active => v1::JobState::Queued,
+            JobState::Paused => v1::JobState::Paused,
+            JobState::Cancelling => v1::JobState::Cancelling,
+            JobState::Cancelled => v1::JobState::Cancelled,
+            JobState::Completed => v1::JobState::Completed,
+            JobState::Failed => v1::JobState::Failed,
+        };
+        let rows_per_s = job.rows_per_s(now.mono_ms).filter(|_| record.state == JobState::Active);
+        let left = f64::from(record.rows_total - job.done.len());
+        let dir = self.ledger.job_dir(record.id);
+        v1::Job {
+            job_id: record.id.0,
+            spec: Some(v1::JobSpec {
+                name: record.spec.name.clone(),
+                model: record.spec.model.clone(),
+                priority: record.spec.priority,
+                max_batch_rows: record.spec.max_batch_rows,
+                default_max_tokens: record.spec.default_max_tokens,
+                prefill_step_tokens: record.spec.prefill_step_tokens,
+                submission_id: record.spec.submission_id.clone(),
+            }),
+            state: state.into(),
+            detail: self.job_detail(job, state),
+            rows_total: u64::from(record.rows_total),
+            rows_succeeded: job.rows_succeeded,
+            rows_failed: job.rows_failed,
+            rows_in_flight: job.leases.len() as u64,
+            prompt_tokens: job.prompt_tokens,
+            completion_tokens: job.completion_tokens,
+            created_unix_ms: record.created_unix_ms,
+            started_unix_ms: record.started_unix_ms.unwrap_or(0),
+            finished_unix_ms: record.finished_unix_ms.unwrap_or(0),
+            epoch: record.epoch.0,
+            mode: v1::Mode::Independent.into(),
+            tokens_per_s: job.workers.values().map(|worker| worker.tokens_per_s(now.mono_ms)).sum(),
+            rows_per_s: rows_per_s.unwrap_or(0.0),
+            eta_ms: rows_per_s.map(|speed| (left * 1e3 / speed) as u64),
+            rows_requeued: record.rows_requeued,
+            duplicate_results: record.duplicate_results,
+            results_path: dir.join("results.jsonl").to_string_lossy().into_owned(),
+            errors_path: dir.join("errors.jsonl").to_string_lossy().into_owned(),
+            workers: job.workers.values().map(|worker| worker_message(now, job, worker)).collect(),
+            plan_reasons: job.plan.as_ref().map(|plan| plan.reasons.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn job_detail(&self, job: &Job, state: v1::JobState) -> String {
+        let record = &job.record;
+        if record.state == JobState::Active
+            && let Some(problem) = self.machine.storage_problem()
+        {
+            return format!("waiting for the disk: {problem}");
+        }
+        if !record.detail.is_empty() || state != v1::JobState::Queued {
+            return record.detail.clone();
+        }
+        if job.is_adopting() {
+            return "waiting for the workers it had before the controller restarted".to_owned();
+        }
+        let reasons = job.plan.as_ref().map_or(&[][..], |plan| plan.reasons.as_slice());
+        match reasons {
+            [] => "waiting for a node".to_owned(),
+            [only] => only.clone(),
+            [_, why @ ..] => format!("waiting: {}", why.join("; ")),
+        }
+    }
+}
+
+fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
+    let since_unix_ms = node.session.as_ref().map_or(node.last_seen_unix_ms, |session| session.since_unix_ms);
+    let condition = |r#type: &str, status: v1::ConditionStatus, reason: &str, message: &str| v1::Condition {
+        r#type: r#type.to_owned(),
+        status: status.into(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        since_unix_ms,
+    };
+    use v1::ConditionStatus::{False, True, Unknown};
+    let connected = match node.session {
+        Some(_) => condition("Connected", True, "SessionOpen", ""),
+        None => condition("Connected", False, "NoSession", "there is no connection to its agent"),
+    };
+    let runtime = match (&node.session, &node.facts.runtime_problem) {
+        (None, _) => condition("RuntimeReady", Unknown, "NoSession", ""),
+        (Some(_), None) => condition("RuntimeReady", True, "Checked", ""),
+        (Some(_), Some(problem)) => condition("RuntimeReady", False, "NotInstalled", problem),
+    };
+    let ready = match unusable {
+        None => condition("Ready", True, "TakesWork", ""),
+        Some(why) => condition("Ready", False, if node.draining { "Drained" } else { "NotUsable" }, why),
+    };
+    vec![ready, connected, runtime]
+}
+
+fn worker_message(now: Now, job: &Job, worker: &Worker) -> v1::Worker {
+    v1::Worker {
+        worker: Some(convert::worker_id(worker.key(job.record.id))),
+        node_id: worker.node.to_string(),
+        phase: convert::phase_out(if worker.stopping.is_some() {
+            crate::recovery::WorkerPhase::Stopping
+        } else {
+            worker.phase
+        })
+        .into(),
+        pid: worker.pid,
+        held_rows: worker.held_rows,
+        active_rows: worker.active_rows,
+        tokens_per_s: worker.tokens_per_s(now.mono_ms),
+        peak_memory_bytes: worker.peak_memory_bytes,
+        since_unix_ms: worker.since_unix_ms,
+    }
+}
+
+fn incident_message(incident: &Incident) -> v1::Incident {
+    v1::Incident {
+        incident_id: incident.id,
+        fault: incident.fault.word().to_owned(),
+        node_id: incident.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        job_id: incident.job.map_or(0, |job| job.0),
+        opened_unix_ms: incident.opened_unix_ms,
+        closed_unix_ms: incident.closed_unix_ms.unwrap_or(0),
+        summary: incident.summary.clone(),
+        action: incident.action.clone(),
+        outcome: incident.outcome.clone(),
+        evidence: incident.evidence.clone(),
+        rows_requeued: incident.rows_requeued,
+        tokens_lost: 0,
+        tokens_saved: incident.tokens_saved,
+    }
+}

@@ -1,0 +1,42 @@
+//! The promises, tested: `crash` against simulated crashes at every step, `faults` against failing disks and stores,
+//! `real` with sled and files, `speed` by hand.
+
+mod crash;
+mod faults;
+mod model;
+mod real;
+mod speed;
+
+use bytes::Bytes;
+
+use crate::model::{FinishedRow, JobId, JobRecord, RowIx};
+
+/// A job's record with defaults for everything.
+fn job_record(job: u64, rows_total: u32) -> JobRecord {
+    serde_json::from_value(serde_json::json!({
+        "id": job,
+        "spec": {"name": format!("job {job}"), "model": "tiny", "submission_id": format!("s{job}")},
+        "rows_total": rows_total,
+        "state": "active",
+        "created_unix_ms": 1_000 + job,
+    }))
+    .unwrap()
+}
+
+/// An answer (200) or an error, recognisable by `mark`.
+fn finished(job: u64, row: u32, status_code: u16, mark: u64) -> FinishedRow {
+    let body = if status_code == 200 {
+        format!(r#"{{"mark":{mark},"usage":{{"prompt_tokens":{},"completion_tokens":{}}}}}"#, row + 1, mark % 50)
+    } else {
+        format!(r#"{{"error":{{"message":"mark {mark}"}},"usage":{{"prompt_tokens":{},"completion_tokens":0}}}}"#, row + 1)
+    };
+    FinishedRow {
+        job: JobId(job),
+        row: RowIx(row),
+        status_code,
+        body: Bytes::from(body),
+        request_id: format!("req-{mark}"),
+        prompt_tokens: row + 1,
+        completion_tokens: if status_code == 200 { (mark % 50) as u32 } else { 0 },
+    }
+}

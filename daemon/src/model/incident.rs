@@ -1,0 +1,70 @@
+//! Incidents: a fault, what was seen of it, what was done, and what it cost.
+
+use super::ids::{JobId, NodeId};
+
+/// What went wrong. The stable words of the protocol are in [`Fault::word`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Fault {
+    /// A worker process ended without being asked.
+    WorkerExited,
+    /// A worker took no step within its budget.
+    WorkerSilent,
+    /// No word from a node.
+    NodeSilent,
+    /// An agent came back as a new process: its workers ended with the old one.
+    AgentRestarted,
+    /// The machine itself started anew.
+    NodeRebooted,
+    /// A node cannot load or run the job's model.
+    ModelUnusable,
+    /// Results cannot be stored.
+    DiskFull,
+    /// The controller had to repair its ledger at start.
+    LedgerRepaired,
+}
+
+impl Fault {
+    /// The stable word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::WorkerExited => "worker-exited",
+            Self::WorkerSilent => "worker-silent",
+            Self::NodeSilent => "node-silent",
+            Self::AgentRestarted => "agent-restarted",
+            Self::NodeRebooted => "node-rebooted",
+            Self::ModelUnusable => "model-unusable",
+            Self::DiskFull => "disk-full",
+            Self::LedgerRepaired => "ledger-repaired",
+        }
+    }
+}
+
+/// A fault from its first sign to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Incident {
+    /// Counts up within one run of the controller.
+    pub id: u64,
+    /// What kind.
+    pub fault: Fault,
+    /// Where.
+    pub node: Option<NodeId>,
+    /// Which job felt it.
+    pub job: Option<JobId>,
+    /// When it was noticed.
+    pub opened_unix_ms: u64,
+    /// When it was over; `None` while it lasts.
+    pub closed_unix_ms: Option<u64>,
+    /// What was seen: one sentence.
+    pub summary: String,
+    /// What was done about it: one sentence.
+    pub action: String,
+    /// How it ended: one sentence; empty while it lasts.
+    pub outcome: String,
+    /// First error and the end of the log, at most 50 lines.
+    pub evidence: Vec<String>,
+    /// Rows that had to be given out again.
+    pub rows_requeued: u64,
+    /// Tokens that those rows did not have to generate again, thanks to checkpoints.
+    pub tokens_saved: u64,
+}

@@ -1,0 +1,139 @@
+//! Jobs as they are recorded.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ids::{Epoch, JobId, NodeId, RowIx},
+    row::Checkpoint,
+    rowset::RowSet,
+};
+
+/// What the person asked for; never changes after submission. Written to `spec.json` and into the record.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobSpec {
+    /// A name to recognise it by; the input file's name unless given.
+    pub name: String,
+    /// A directory present on the nodes, or a name on the model hub.
+    pub model: String,
+    /// Higher runs first; equals run in order of age.
+    pub priority: i32,
+    /// Rows generated together on one node; 0 takes the controller's default.
+    pub max_batch_rows: u32,
+    /// Tokens a row may generate when it does not say; 0 takes the controller's default.
+    pub default_max_tokens: u32,
+    /// Prompt tokens processed in one step; 0 takes the controller's default.
+    pub prefill_step_tokens: u32,
+    /// Made by the client: the same submission tried again is the same job.
+    pub submission_id: String,
+}
+
+/// Where a job stands. What it is doing at this moment (loading, waiting for a node) is not recorded: it follows from
+/// the nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Wants to run.
+    Active,
+    /// Held back until somebody, or the reason's end, resumes it.
+    Paused,
+    /// Cancelled; rows being generated still finish.
+    Cancelling,
+    /// Over, by request.
+    Cancelled,
+    /// Over: every row has an answer or an error.
+    Completed,
+    /// Over: it cannot be run; `detail` says why.
+    Failed,
+}
+
+impl JobState {
+    /// Whether nothing will ever happen to the job again.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Completed | Self::Failed)
+    }
+}
+
+/// A worker that was started and not seen to end: what a restarted controller expects to find and adopt.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// Where it runs.
+    pub node: NodeId,
+    /// Its launch number.
+    pub epoch: Epoch,
+}
+
+/// A job as the ledger keeps it. Rows are not in it: completions have records of their own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its number.
+    pub id: JobId,
+    /// What was asked.
+    pub spec: JobSpec,
+    /// Lines of the input.
+    pub rows_total: u32,
+    /// Where it stands.
+    pub state: JobState,
+    /// Why, in one sentence; empty when there is nothing to say.
+    #[serde(default)]
+    pub detail: String,
+    /// When it was accepted.
+    pub created_unix_ms: u64,
+    /// When its first worker was started.
+    #[serde(default)]
+    pub started_unix_ms: Option<u64>,
+    /// When it was over.
+    #[serde(default)]
+    pub finished_unix_ms: Option<u64>,
+    /// The newest launch number given out.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// Workers expected to be alive.
+    #[serde(default)]
+    pub launches: Vec<Launch>,
+    /// Rows given out again after a fault.
+    #[serde(default)]
+    pub rows_requeued: u64,
+    /// Second results of a row, dropped.
+    #[serde(default)]
+    pub duplicate_results: u64,
+}
+
+/// What is remembered of a node across restarts of the controller.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub id: NodeId,
+    /// Told to take no work.
+    pub draining: bool,
+    /// When it was last connected.
+    pub last_seen_unix_ms: u64,
+    /// The boot it was in then.
+    pub boot_id: String,
+}
+
+/// A job as it stands after replay: its record, and what its completions add up to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplayedJob {
+    /// As recorded.
+    pub record: JobRecord,
+    /// Rows that have an answer or an error on disk.
+    pub done: RowSet,
+    /// Rows answered with 200.
+    pub rows_succeeded: u64,
+    /// Rows that ended with an error.
+    pub rows_failed: u64,
+    /// Tokens of their prompts.
+    pub prompt_tokens: u64,
+    /// Tokens generated for them.
+    pub completion_tokens: u64,
+    /// Durable length of `results.jsonl`.
+    pub results_bytes: u64,
+    /// Durable length of `errors.jsonl`.
+    pub errors_bytes: u64,
+    /// Tokens of unfinished rows.
+    pub checkpoints: BTreeMap<RowIx, Checkpoint>,
+}

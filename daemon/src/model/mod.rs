@@ -1,0 +1,18 @@
+//! Plain data of the world: identifiers, nodes, jobs, rows, incidents, events. No behaviour beyond keeping itself
+//! consistent, no I/O.
+
+mod event;
+mod ids;
+mod incident;
+mod job;
+mod plan;
+mod row;
+mod rowset;
+
+pub use event::{EventDraft, EventRecord, Severity};
+pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
+pub use incident::{Fault, Incident};
+pub use job::{JobRecord, JobSpec, JobState, Launch, NodeRecord, ReplayedJob};
+pub use plan::{Mode, Plan};
+pub use row::{Checkpoint, FinishedRow};
+pub use rowset::RowSet;

@@ -1,0 +1,17 @@
+//! Decides which node works for which job. Pure: a view of the world goes in, an [`Assignment`] comes out; equal views
+//! give equal assignments. [`check`] is a second, independent reading of the rules, and nothing is carried out
+//! that it refuses.
+//!
+//! Rules of today, for models that fit one node:
+//! 1. Jobs are served by priority, then age.
+//! 2. A node runs one worker at a time: memory is what nights are short of.
+//! 3. A node keeps the job it has while that job can use it: loading a model is the dear part.
+//! 4. A job of higher priority that wants a node takes it over, at a row boundary; one of the same priority waits.
+//! 5. A node that failed a job for good is not tried again for it; one that failed lately is left alone for its
+//!    back-off.
+
+mod assign;
+mod check;
+
+pub use assign::{Assignment, JobView, NodeView, View, assign};
+pub use check::{Violation, check};

@@ -1,0 +1,184 @@
+//! Carries the planner's choice out: workers that should run are started, workers that should not are stopped, and
+//! workers that are ready get rows, a little ahead of need.
+
+use std::collections::BTreeMap;
+
+use super::{
+    effect::{Command, RowGrant, StopMode},
+    event::Now,
+    machine::Machine,
+    rules,
+    state::{Job, Lease, StopReason},
+};
+use crate::{
+    model::{JobId, JobState, NodeId, Severity},
+    planner::{self, Assignment, JobView, NodeView, View},
+};
+
+impl Machine {
+    pub(super) fn dispatch(&mut self, now: Now) {
+        if self.open_jobs.is_empty() {
+            return;
+        }
+        let view = self.view(now);
+        let assignment = planner::assign(&view);
+        let violations = planner::check(&assignment, &view);
+        if violations.is_empty() {
+            self.carry_out_assignment(now, &view, &assignment);
+        } else {
+            let found: Vec<String> = violations.iter().map(ToString::to_string).collect();
+            let message = format!("a plan was refused and nothing was changed: {}", found.join("; "));
+            self.emit(Severity::Error, "plan-refused", None, None, message);
+        }
+        self.grant_rows();
+    }
+
+    fn view(&self, now: Now) -> View {
+        let nodes = self.nodes.values().map(|node| NodeView {
+            id: node.id.clone(),
+            unusable: node.unusable(now).or_else(|| self.busy(&node.id)),
+            running: self.open_jobs.iter().find_map(|id| {
+                let worker = self.jobs.get(id)?.workers.get(&node.id)?;
+                worker.stopping.is_none().then_some(*id)
+            }),
+        });
+        let jobs = self.open_jobs.iter().filter_map(|id| {
+            let job = self.jobs.get(id)?;
+            (job.record.state == JobState::Active && !job.is_adopting()).then(|| JobView {
+                id: *id,
+                priority: job.record.spec.priority,
+                waiting_rows: job.rows_waiting(),
+                held_rows: u32::try_from(job.leases.len()).unwrap_or(u32::MAX),
+                barred: barred(job, now),
+            })
+        });
+        View { nodes: nodes.collect(), jobs: jobs.collect() }
+    }
+
+    /// A node whose worker has not ended yet has no room for another.
+    fn busy(&self, node: &NodeId) -> Option<String> {
+        let stopping = self.jobs.iter().find_map(|(id, job)| {
+            let worker = job.workers.get(node)?;
+            worker.stopping.is_some().then_some(*id)
+        })?;
+        Some(format!("its worker for {stopping} is still ending"))
+    }
+
+    fn carry_out_assignment(&mut self, now: Now, view: &View, assignment: &Assignment) {
+        for (id, plan) in &assignment.plans {
+            if let Some(job) = self.jobs.get_mut(id)
+                && job.plan.as_ref() != Some(plan)
+            {
+                job.plan = Some(plan.clone());
+            }
+        }
+        for node in &view.nodes {
+            let wanted = assignment.nodes.get(&node.id).copied();
+            match (node.running, wanted) {
+                (Some(running), Some(wanted)) if running == wanted => {}
+                (Some(running), wanted) => self.end_worker(now, node, running, wanted),
+                (None, Some(wanted)) => {
+                    // With nowhere to put results, a model is not loaded either.
+                    if self.storage_problem.is_none() {
+                        self.launch(now, &node.id, wanted);
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn end_worker(&mut self, now: Now, node: &NodeView, running: JobId, wanted: Option<JobId>) {
+        let Some(job) = self.jobs.get(&running) else { return };
+        if job.is_adopting() && job.record.state == JobState::Active {
+            // Its rows are not all accounted for yet; it goes on with what it has.
+            return;
+        }
+        let away = self.nodes.get(&node.id).is_none_or(|node| node.session.is_none());
+        let replaying = self
+            .nodes
+            .get(&node.id)
+            .and_then(|node| node.session.as_ref())
+            .is_some_and(|session| session.replaying.is_some());
+        if away || replaying {
+            // Being out of reach for a moment is no reason to unload a model.
+            return;
+        }
+        let reason = match (job.record.state, wanted) {
+            (JobState::Paused, _) => "the job is paused".to_owned(),
+            (JobState::Cancelling, _) => "the job is being cancelled".to_owned(),
+            (_, Some(wanted)) => format!("the node is wanted for {wanted}"),
+            (_, None) => node.unusable.clone().unwrap_or_else(|| "no rows are left for it".to_owned()),
+        };
+        self.stop(now, &node.id, running, StopMode::FinishStarted, StopReason::NotNeeded, &reason);
+    }
+
+    /// Fills every ready worker's window.
+    fn grant_rows(&mut self) {
+        if self.storage_problem.is_some() {
+            return;
+        }
+        for id in self.open_jobs.clone() {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            if job.record.state != JobState::Active || job.is_adopting() {
+                continue;
+            }
+            for (node, rows) in fill_windows(job, &self.nodes) {
+                let Some(worker) =
+                    self.jobs.get(&id).and_then(|job| job.workers.get(&node)).map(|w| w.key(id))
+                else {
+                    continue;
+                };
+                self.send(&node, Command::GrantRows { worker, rows });
+            }
+        }
+    }
+}
+
+fn fill_windows(
+    job: &mut Job,
+    nodes: &BTreeMap<NodeId, super::state::Node>,
+) -> BTreeMap<NodeId, Vec<RowGrant>> {
+    let mut granted: BTreeMap<NodeId, Vec<RowGrant>> = BTreeMap::new();
+    let reachable = |node: &NodeId| {
+        nodes.get(node).is_some_and(|node| {
+            !node.draining && node.session.as_ref().is_some_and(|session| session.replaying.is_none())
+        })
+    };
+    let ready: Vec<NodeId> = job
+        .workers
+        .iter()
+        .filter(|(node, worker)| worker.takes_rows() && reachable(node))
+        .map(|(node, _)| node.clone())
+        .collect();
+    let workers = u32::try_from(ready.len()).unwrap_or(u32::MAX);
+    for node in ready {
+        while let Some(worker) = job.workers.get(&node) {
+            let held: u32 = job.workers.values().map(|worker| worker.held_rows).sum();
+            let window =
+                rules::window_rows(worker.settings.max_batch_rows, job.rows_waiting(), held, workers);
+            let (epoch, room) = (worker.epoch, window.saturating_sub(worker.held_rows));
+            if room == 0 {
+                break;
+            }
+            let Some(row) = job.take_next_row() else { break };
+            let attempt = job.next_attempt(row);
+            job.grant(row, Lease { node: node.clone(), epoch, attempt, committing: false });
+            granted.entry(node.clone()).or_default().push(RowGrant { row, attempt });
+        }
+    }
+    granted
+}
+
+fn barred(job: &Job, now: Now) -> BTreeMap<NodeId, String> {
+    let mut barred: BTreeMap<NodeId, String> = job.unfit.clone();
+    for (node, backoff) in &job.backoff {
+        if backoff.not_before_mono_ms > now.mono_ms {
+            let seconds = (backoff.not_before_mono_ms - now.mono_ms) as f64 / 1e3;
+            barred
+                .entry(node.clone())
+                .or_insert_with(|| format!("its last worker failed; the next try is in {seconds:.1} s"));
+        }
+    }
+    barred
+}

@@ -1,0 +1,124 @@
+//! What the machine wants done.
+
+use crate::model::{EventDraft, JobId, JobRecord, NodeId, NodeRecord, RowIx, WorkerKey};
+
+use super::event::{SessionId, WorkerSettings};
+
+/// How a worker is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopMode {
+    /// Finish the rows being generated, hand back the others.
+    FinishStarted,
+    /// Stop at the next step, with checkpoints.
+    Checkpoint,
+    /// SIGTERM now, SIGKILL after the grace.
+    Kill,
+}
+
+/// A row given to a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowGrant {
+    /// Which row.
+    pub row: RowIx,
+    /// How often it has been given out, this time included.
+    pub attempt: u32,
+}
+
+/// Something to tell an agent.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Command {
+    /// Start a worker.
+    StartWorker {
+        /// Comes back in the answer.
+        command_id: u64,
+        /// Which.
+        worker: WorkerKey,
+        /// The model to load.
+        model: String,
+        /// How to set it up.
+        settings: WorkerSettings,
+    },
+    /// End a worker.
+    StopWorker {
+        /// Comes back in the answer.
+        command_id: u64,
+        /// Which.
+        worker: WorkerKey,
+        /// How.
+        mode: StopMode,
+        /// Between SIGTERM and SIGKILL.
+        grace_ms: u64,
+        /// For the logs.
+        reason: String,
+    },
+    /// Give rows to a worker. The driver adds the request and the checkpoint of each.
+    GrantRows {
+        /// Which worker.
+        worker: WorkerKey,
+        /// Which rows.
+        rows: Vec<RowGrant>,
+    },
+    /// Take rows back from a worker.
+    CancelRows {
+        /// Which worker.
+        worker: WorkerKey,
+        /// Which rows.
+        rows: Vec<RowIx>,
+    },
+    /// Take no work, or take it again.
+    Drain {
+        /// No work, or work again.
+        draining: bool,
+    },
+    /// Everything up to this position is settled.
+    AckResults {
+        /// The position.
+        through_spool_seq: u64,
+    },
+}
+
+/// Something for the driver to do. Effects are carried out in order; those marked durable are on disk before the next
+/// one starts.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Write a job's record; durable.
+    RecordJob(Box<JobRecord>),
+    /// Write a node's record; durable.
+    RecordNode(NodeRecord),
+    /// Tell an agent something, if the connection is still this one.
+    Send {
+        /// Whom.
+        node: NodeId,
+        /// Over which connection.
+        session: SessionId,
+        /// What.
+        command: Command,
+    },
+    /// End a connection.
+    CloseSession {
+        /// Whose.
+        node: NodeId,
+        /// Which.
+        session: SessionId,
+        /// For the logs.
+        reason: String,
+    },
+    /// Make results durable. They are answered by `Committed` or `CommitFailed`.
+    Commit {
+        /// From where they came.
+        node: NodeId,
+        /// Indices into the heads of the `Results` event being handled.
+        indices: Vec<usize>,
+    },
+    /// Write the checkpoints of these rows; soon is enough.
+    SaveCheckpoints {
+        /// Their job.
+        job: JobId,
+        /// Which rows.
+        rows: Vec<RowIx>,
+    },
+    /// Let people read about it.
+    Emit(EventDraft),
+    /// The job is over: what was kept open for it can be closed.
+    JobOver(JobId),
+}

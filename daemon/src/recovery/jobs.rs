@@ -1,0 +1,260 @@
+//! Jobs are accepted, held back, ended and finished; and what happens as time passes.
+
+use super::{
+    effect::{Effect, StopMode},
+    event::{Now, RefusedRequest},
+    incidents::Opening,
+    machine::Machine,
+    state::{Adopting, Job, Node, StopReason},
+};
+use crate::model::{Fault, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, Severity};
+
+impl Machine {
+    pub(super) fn on_started(
+        &mut self,
+        now: Now,
+        jobs: Vec<ReplayedJob>,
+        nodes: Vec<NodeRecord>,
+        repairs: Vec<String>,
+    ) {
+        for record in nodes {
+            if now.unix_ms.saturating_sub(record.last_seen_unix_ms) > self.policy.forget_node_ms {
+                continue;
+            }
+            let mut node = Node::new(record.id.clone());
+            node.draining = record.draining;
+            node.last_seen_unix_ms = record.last_seen_unix_ms;
+            node.facts.boot_id = record.boot_id;
+            self.nodes.insert(record.id, node);
+        }
+        for replayed in jobs {
+            let id = replayed.record.id;
+            let mut job = Job::new(replayed.record);
+            job.done = replayed.done;
+            job.rows_succeeded = replayed.rows_succeeded;
+            job.rows_failed = replayed.rows_failed;
+            job.prompt_tokens = replayed.prompt_tokens;
+            job.completion_tokens = replayed.completion_tokens;
+            job.results_bytes = replayed.results_bytes;
+            job.errors_bytes = replayed.errors_bytes;
+            job.checkpoints = replayed.checkpoints;
+            if !job.record.state.is_over() {
+                self.open_jobs.insert(id);
+                let waiting: std::collections::BTreeSet<NodeId> =
+                    job.record.launches.iter().map(|launch| launch.node.clone()).collect();
+                let until_mono_ms = now.mono_ms + self.policy.adopt_grace_ms;
+                job.adopting = (!waiting.is_empty()).then_some(Adopting { waiting, until_mono_ms });
+            }
+            self.jobs.insert(id, job);
+        }
+        for repair in repairs {
+            self.emit(Severity::Warning, "ledger-repaired", None, None, repair.clone());
+            let opening = Opening { summary: repair, ..Opening::default() };
+            self.incidents.open(now, Fault::LedgerRepaired, opening);
+            self.incidents.close(now, "repaired at start", |i| i.fault == Fault::LedgerRepaired);
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, now: Now) {
+        self.answer_silence(now);
+        self.answer_hangs(now);
+        self.end_adoption(now);
+    }
+
+    /// Rows of workers that did not come back with their controller are handed out again after the grace.
+    fn end_adoption(&mut self, now: Now) {
+        for id in self.open_jobs.clone() {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(adopting) = &job.adopting else { continue };
+            if !adopting.waiting.is_empty() && now.mono_ms < adopting.until_mono_ms {
+                continue;
+            }
+            let missing = adopting.waiting.clone();
+            job.adopting = None;
+            if missing.is_empty() {
+                continue;
+            }
+            job.record.launches.retain(|launch| !missing.contains(&launch.node));
+            self.record_job(id);
+            for node in missing {
+                let message =
+                    format!("the worker of {id} on {node} did not come back; its rows are handed out again");
+                self.emit(Severity::Warning, "worker-not-adopted", Some(&node), Some(id), message);
+            }
+        }
+    }
+
+    pub(super) fn on_job_accepted(&mut self, record: JobRecord) {
+        let id = record.id;
+        let message = format!(
+            "{id} ({}) was accepted: {} rows for model {}",
+            record.spec.name, record.rows_total, record.spec.model
+        );
+        self.jobs.insert(id, Job::new(record));
+        self.open_jobs.insert(id);
+        self.emit(Severity::Info, "job-accepted", None, Some(id), message);
+    }
+
+    /// Whether a job can be paused, and if not, why.
+    ///
+    /// # Errors
+    /// The refusal, for the person who asked.
+    pub fn may_pause(&self, id: JobId) -> Result<(), RefusedRequest> {
+        let job = self.jobs.get(&id).ok_or(RefusedRequest::NoSuchJob(id))?;
+        match job.record.state {
+            JobState::Active | JobState::Paused => Ok(()),
+            state => Err(refusal(id, state, "paused")),
+        }
+    }
+
+    pub(super) fn on_pause(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.record.state != JobState::Active {
+            return;
+        }
+        job.record.state = JobState::Paused;
+        "paused by request".clone_into(&mut job.record.detail);
+        self.record_job(id);
+        let message = format!("{id} was paused; rows being generated are finished");
+        self.emit(Severity::Info, "job-paused", None, Some(id), message);
+    }
+
+    /// Whether a job can be resumed, and if not, why.
+    ///
+    /// # Errors
+    /// The refusal, for the person who asked.
+    pub fn may_resume(&self, id: JobId) -> Result<(), RefusedRequest> {
+        let job = self.jobs.get(&id).ok_or(RefusedRequest::NoSuchJob(id))?;
+        match job.record.state {
+            JobState::Active | JobState::Paused => Ok(()),
+            state => Err(refusal(id, state, "resumed")),
+        }
+    }
+
+    pub(super) fn on_resume(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.record.state != JobState::Paused {
+            return;
+        }
+        job.record.state = JobState::Active;
+        job.record.detail.clear();
+        // Whoever resumes has looked: what failed before gets another chance.
+        job.failures_of_job = 0;
+        job.backoff.clear();
+        job.unfit.clear();
+        job.rate.reset();
+        self.record_job(id);
+        self.emit(Severity::Info, "job-resumed", None, Some(id), format!("{id} goes on"));
+    }
+
+    /// Whether a job can be cancelled, and if not, why.
+    ///
+    /// # Errors
+    /// The refusal, for the person who asked.
+    pub fn may_cancel(&self, id: JobId) -> Result<(), RefusedRequest> {
+        let job = self.jobs.get(&id).ok_or(RefusedRequest::NoSuchJob(id))?;
+        if job.record.state.is_over() { Err(refusal(id, job.record.state, "cancelled")) } else { Ok(()) }
+    }
+
+    pub(super) fn on_cancel(&mut self, now: Now, id: JobId, at_once: bool) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.record.state.is_over() {
+            return;
+        }
+        if job.record.state != JobState::Cancelling {
+            job.record.state = JobState::Cancelling;
+            job.record.detail =
+                if at_once { "cancelled at once" } else { "rows being generated are finished" }.to_owned();
+            job.adopting = None;
+            self.record_job(id);
+            self.emit(Severity::Info, "job-cancelling", None, Some(id), format!("{id} is being cancelled"));
+        }
+        if at_once {
+            self.stop_all(now, id, StopMode::Kill, "the job was cancelled");
+        }
+    }
+
+    pub(super) fn stop_all(&mut self, now: Now, id: JobId, mode: StopMode, reason: &str) {
+        let nodes: Vec<NodeId> =
+            self.jobs.get(&id).map_or_else(Vec::new, |job| job.workers.keys().cloned().collect());
+        for node in nodes {
+            self.stop(now, &node, id, mode, StopReason::NotNeeded, reason);
+        }
+    }
+
+    pub(super) fn fail_job(&mut self, now: Now, id: JobId, why: String) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.record.state.is_over() {
+            return;
+        }
+        job.record.detail.clone_from(&why);
+        self.emit(Severity::Error, "job-failed", None, Some(id), format!("{id} failed: {why}"));
+        self.stop_all(now, id, StopMode::Kill, "the job failed");
+        self.end_job(now, id, JobState::Failed);
+    }
+
+    fn end_job(&mut self, now: Now, id: JobId, state: JobState) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.record.state = state;
+        job.record.finished_unix_ms = Some(now.unix_ms);
+        job.record.launches.clear();
+        job.leases.clear();
+        job.returned.clear();
+        job.attempts.clear();
+        job.checkpoints.clear();
+        job.adopting = None;
+        self.open_jobs.remove(&id);
+        self.record_job(id);
+        self.incidents.close(now, "the job is over", |incident| incident.job == Some(id));
+        self.out.push(Effect::JobOver(id));
+    }
+
+    /// Ends jobs that have reached their end.
+    pub(super) fn settle_jobs(&mut self, now: Now) {
+        for id in self.open_jobs.clone() {
+            let Some(job) = self.jobs.get(&id) else { continue };
+            let rows_total = job.record.rows_total;
+            if job.done.is_full() {
+                let (succeeded, failed) = (job.rows_succeeded, job.rows_failed);
+                self.stop_all(now, id, StopMode::FinishStarted, "every row has its answer");
+                self.end_job(now, id, JobState::Completed);
+                let errors = match failed {
+                    0 => String::new(),
+                    failed => format!(", {failed} ended with an error"),
+                };
+                let message = format!("{id} is complete: {succeeded} of {rows_total} rows answered{errors}");
+                self.emit(Severity::Info, "job-completed", None, Some(id), message);
+            } else if job.record.state == JobState::Cancelling
+                && job.workers.is_empty()
+                && job.leases.is_empty()
+            {
+                let done = job.done.len();
+                self.end_job(now, id, JobState::Cancelled);
+                let message = format!("{id} is cancelled: {done} of {rows_total} rows were finished before");
+                self.emit(Severity::Info, "job-cancelled", None, Some(id), message);
+            }
+        }
+    }
+}
+
+/// How a state is called in a sentence.
+#[must_use]
+pub(super) fn state_word(state: JobState) -> &'static str {
+    match state {
+        JobState::Active => "running",
+        JobState::Paused => "paused",
+        JobState::Cancelling => "being cancelled",
+        JobState::Cancelled => "cancelled",
+        JobState::Completed => "complete",
+        JobState::Failed => "failed",
+    }
+}
+
+fn refusal(job: JobId, state: JobState, wish: &'static str) -> RefusedRequest {
+    let word = state_word(state);
+    if state.is_over() {
+        RefusedRequest::JobIsOver { job, state: word }
+    } else {
+        RefusedRequest::WrongState { job, state: word, wish }
+    }
+}

@@ -1,0 +1,48 @@
+//! The recovery machine: what is known of nodes, workers, jobs and rows, and what to do next. Pure: no clock, no
+//! tokio, no I/O. [`Machine::step`] takes the time and an event and returns effects in the order in which they must be
+//! carried out; the driver does that and nothing else.
+//!
+//! What it promises:
+//! * a row has at most one **holder** (a node and an epoch); a result commits only if it comes from the holder, so
+//!   no row is answered twice;
+//! * a row that loses its holder is handed out again, with its checkpoint, so no row is lost;
+//! * a restarted controller waits for the workers it had and adopts them; nothing is restarted for its sake;
+//! * workers that keep failing are tried ever more seldom, and a job nobody can run ends with its reason.
+//!
+//! The answers to faults stand in [`rules`], as a table.
+//!
+//! ```text
+//! a row:     waiting ──grant──▶ held ──result──▶ committing ──durable──▶ done
+//!               ▲                │                   │
+//!               └──holder lost───┘◀──not storable────┘   (a result not stored stays in the agent's spool)
+//!
+//! a worker:  starting ─▶ loading ─▶ ready ─▶ stopping ─▶ gone          any ─exit/silence─▶ gone
+//!
+//! a node:    unknown ─hello─▶ replaying ─spool replayed─▶ connected ─▶ away ─silent too long─▶ silent
+//!                                ▲                                       │                       │
+//!                                └───────────────── hello ───────────────┴───────────────────────┘
+//! ```
+
+mod dispatch;
+mod effect;
+mod event;
+mod incidents;
+mod jobs;
+mod machine;
+mod rates;
+mod results;
+pub mod rules;
+mod sessions;
+mod state;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+pub use effect::{Command, Effect, RowGrant, StopMode};
+pub use event::{
+    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, NodeFacts, Now, ProgressNews, RefusedRequest,
+    ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
+};
+pub use machine::Machine;
+pub use rules::Policy;
+pub use state::{Job, Lease, Node, Worker};

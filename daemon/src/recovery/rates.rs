@@ -1,0 +1,106 @@
+//! Speeds, smoothed for people: how fast rows and tokens go by.
+
+use std::collections::VecDeque;
+
+/// Rows a second of a job, over the last minutes. Bounded: one sample each [`SAMPLE_EVERY_MS`], [`SAMPLES`] of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RowRate {
+    samples: VecDeque<(u64, u64)>,
+}
+
+/// Often enough that a short job shows a speed at all.
+const SAMPLE_EVERY_MS: u64 = 1_000;
+/// Five minutes: long enough to smooth batches that end together.
+const SAMPLES: usize = 300;
+
+impl RowRate {
+    /// Notes how many rows are done.
+    pub(super) fn note(&mut self, mono_ms: u64, rows_done: u64) {
+        if self.samples.back().is_some_and(|(at, _)| mono_ms < at + SAMPLE_EVERY_MS) {
+            return;
+        }
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((mono_ms, rows_done));
+    }
+
+    /// Rows a second, when there is anything to base it on.
+    pub(super) fn rows_per_s(&self, mono_ms: u64, rows_done: u64) -> Option<f64> {
+        let (since_ms, before) = *self.samples.front()?;
+        let elapsed_ms = mono_ms.checked_sub(since_ms).filter(|elapsed| *elapsed >= SAMPLE_EVERY_MS)?;
+        let rows = rows_done.checked_sub(before).filter(|rows| *rows > 0)?;
+        Some(rows as f64 * 1e3 / elapsed_ms as f64)
+    }
+
+    /// Starts anew, after a pause during which nothing could be done.
+    pub(super) fn reset(&mut self) {
+        self.samples.clear();
+    }
+}
+
+/// Tokens a second of a worker: an exponentially weighted mean over its running count.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TokenRate {
+    last: Option<(u64, u64)>,
+    tokens_per_s: f64,
+}
+
+/// Time constant: a change shows within seconds, a single slow step does not.
+const TIME_CONSTANT_MS: f64 = 5_000.0;
+
+impl TokenRate {
+    /// Notes the count of tokens generated so far.
+    pub(super) fn note(&mut self, mono_ms: u64, tokens: u64) {
+        if let Some((since_ms, before)) = self.last {
+            let elapsed_ms = mono_ms.saturating_sub(since_ms);
+            if elapsed_ms < 100 {
+                return;
+            }
+            let speed = tokens.saturating_sub(before) as f64 * 1e3 / elapsed_ms as f64;
+            let keep = (-(elapsed_ms as f64) / TIME_CONSTANT_MS).exp();
+            self.tokens_per_s = if self.tokens_per_s == 0.0 {
+                speed
+            } else {
+                self.tokens_per_s * keep + speed * (1.0 - keep)
+            };
+        }
+        self.last = Some((mono_ms, tokens));
+    }
+
+    /// Tokens a second; 0 when nothing was heard for long.
+    pub(super) fn tokens_per_s(&self, mono_ms: u64) -> f64 {
+        match self.last {
+            Some((at, _)) if mono_ms.saturating_sub(at) < 10_000 => self.tokens_per_s,
+            _ => 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_job_shows_its_speed() {
+        let mut rate = RowRate::default();
+        assert_eq!(rate.rows_per_s(0, 0), None);
+        for second in 0..1_000_u64 {
+            rate.note(second * 1_000, second * 4);
+        }
+        assert_eq!(rate.rows_per_s(1_000_000, 4_000).map(f64::round), Some(4.0));
+        assert_eq!(rate.samples.len(), SAMPLES);
+        rate.reset();
+        assert_eq!(rate.rows_per_s(1_000_000, 4_000), None);
+    }
+
+    #[test]
+    fn a_worker_shows_its_speed_and_loses_it_when_silent() {
+        let mut rate = TokenRate::default();
+        for tick in 0..100_u64 {
+            rate.note(tick * 250, tick * 25);
+        }
+        assert_eq!(rate.tokens_per_s(99 * 250).round(), 100.0);
+        assert_eq!(rate.tokens_per_s(99 * 250 + 10_000), 0.0);
+    }
+}

@@ -1,0 +1,207 @@
+//! The recovery rules, in one place. [`answer`] is the table: a fault and what is known of it on the left, what to do
+//! on the right. To change a rule, change a line here and the test that states it below.
+
+use std::fmt;
+
+use super::event::ExitClass;
+
+/// Every number the rules depend on. All of it comes from configuration and can change while the controller runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Without a word for this long, a node's rows go to others. Five missed heartbeats.
+    pub node_silent_ms: u64,
+    /// How long a restarted controller waits for the workers it had before it gives their rows to others. Longer than
+    /// an agent's longest reconnect pause (5 s) plus its spool.
+    pub adopt_grace_ms: u64,
+    /// The first pause before a failed worker is started again; doubles with each failure in a row.
+    pub restart_base_ms: u64,
+    /// The longest such pause.
+    pub restart_cap_ms: u64,
+    /// After so many failures in a row without one finished row, the job is paused for a person.
+    pub failures_before_pause: u32,
+    /// How long a model may take to load: a terabyte from a slow disk.
+    pub load_budget_ms: u64,
+    /// How long one step may take: a long prompt on a large model. Learned budgets will be tighter.
+    pub step_budget_ms: u64,
+    /// Between SIGTERM and SIGKILL; a large model takes its time to give memory back (FIELD-NOTES 4).
+    pub stop_grace_ms: u64,
+    /// Rows generated together, when the job does not say.
+    pub max_batch_rows: u32,
+    /// Rows whose prompts are processed together.
+    pub prefill_batch_rows: u32,
+    /// Prompt tokens in one step, when the job does not say.
+    pub prefill_step_tokens: u32,
+    /// Between checkpoints: the most a crash can cost.
+    pub checkpoint_interval_ms: u64,
+    /// Tokens a row may generate when neither it nor the job says.
+    pub default_max_tokens: u32,
+    /// A node not seen for this long is no longer listed.
+    pub forget_node_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            node_silent_ms: 5_000,
+            adopt_grace_ms: 15_000,
+            restart_base_ms: 500,
+            restart_cap_ms: 60_000,
+            failures_before_pause: 5,
+            load_budget_ms: 30 * 60_000,
+            step_budget_ms: 120_000,
+            stop_grace_ms: 20_000,
+            max_batch_rows: 8,
+            prefill_batch_rows: 8,
+            prefill_step_tokens: 2_048,
+            checkpoint_interval_ms: 5_000,
+            default_max_tokens: 512,
+            forget_node_ms: 7 * 24 * 3_600_000,
+        }
+    }
+}
+
+/// What is known when a worker is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExitFacts {
+    /// How it ended.
+    pub class: ExitClass,
+    /// Whether the machine had asked it to end.
+    pub asked: bool,
+    /// Failures in a row on this node, this one included, since a row of it last became durable.
+    pub failures_in_a_row: u32,
+    /// The same over all nodes of the job.
+    pub failures_of_job: u32,
+}
+
+/// What to do about a worker that is gone. Its rows are always handed out again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Nothing: it was to end.
+    Nothing,
+    /// Start another one there after a pause.
+    RestartAfter {
+        /// The pause.
+        pause_ms: u64,
+    },
+    /// Do not use this node for this job again.
+    BarNode,
+    /// Pause the job until a person has looked.
+    PauseJob,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing to do"),
+            Self::RestartAfter { pause_ms } => {
+                write!(f, "its rows were handed out again; restart after {:.1} s", *pause_ms as f64 / 1e3)
+            }
+            Self::BarNode => f.write_str("the node is not used for this job any more"),
+            Self::PauseJob => f.write_str("the job was paused: trying again has not helped"),
+        }
+    }
+}
+
+/// The table for workers that are gone. Read from the top; the first line that fits holds.
+#[must_use]
+pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
+    use ExitClass::{Leftover, ModelUnreadable, ModelUnsupported, Orderly};
+    match facts {
+        ExitFacts { asked: true, .. } => Answer::Nothing,
+        ExitFacts { class: ModelUnreadable | ModelUnsupported, .. } => Answer::BarNode,
+        // The worker is not to blame for the end of its agent, so there is nothing to back off from.
+        ExitFacts { class: Leftover | Orderly, .. } => Answer::RestartAfter { pause_ms: 0 },
+        ExitFacts { failures_of_job, .. } if failures_of_job >= policy.failures_before_pause => {
+            Answer::PauseJob
+        }
+        ExitFacts { failures_in_a_row, .. } => {
+            Answer::RestartAfter { pause_ms: pause_ms(failures_in_a_row, policy) }
+        }
+    }
+}
+
+/// The pause before the next start: base, twice that, four times that … up to the cap.
+#[must_use]
+pub fn pause_ms(failures_in_a_row: u32, policy: &Policy) -> u64 {
+    let doublings = failures_in_a_row.saturating_sub(1).min(32);
+    policy.restart_base_ms.saturating_mul(1 << doublings).min(policy.restart_cap_ms)
+}
+
+/// Whether an end that nobody asked for is worth an incident.
+#[must_use]
+pub fn is_fault(class: ExitClass, asked: bool) -> bool {
+    !asked && class != ExitClass::Orderly
+}
+
+/// How many rows a worker may hold: its batch, and as many again, so that a batch that ends all at once is full again
+/// at once. When no more rows wait than the batches of all workers take, nothing is handed out ahead, and what is
+/// left is shared evenly: a slow node must not hoard the end of the night.
+#[must_use]
+pub fn window_rows(batch_rows: u32, waiting_rows: u32, held_rows: u32, workers: u32) -> u32 {
+    let workers = workers.max(1);
+    if waiting_rows > batch_rows.saturating_mul(workers) {
+        return batch_rows.saturating_mul(2);
+    }
+    let even_share = waiting_rows.saturating_add(held_rows).div_ceil(workers);
+    even_share.min(batch_rows.saturating_mul(2)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(class: ExitClass) -> ExitFacts {
+        ExitFacts { class, asked: false, failures_in_a_row: 1, failures_of_job: 1 }
+    }
+
+    #[test]
+    fn the_table_of_worker_exits() {
+        let policy = Policy::default();
+        let restart = |pause_ms| Answer::RestartAfter { pause_ms };
+        let rows = [
+            (ExitFacts { asked: true, ..facts(ExitClass::Killed) }, Answer::Nothing),
+            (ExitFacts { asked: true, ..facts(ExitClass::Crashed) }, Answer::Nothing),
+            (facts(ExitClass::ModelUnreadable), Answer::BarNode),
+            (facts(ExitClass::ModelUnsupported), Answer::BarNode),
+            (facts(ExitClass::Leftover), restart(0)),
+            (facts(ExitClass::Orderly), restart(0)),
+            (facts(ExitClass::Crashed), restart(500)),
+            (facts(ExitClass::Signalled), restart(500)),
+            (facts(ExitClass::Killed), restart(500)),
+            (facts(ExitClass::OutOfMemory), restart(500)),
+            (facts(ExitClass::GpuFault), restart(500)),
+            (facts(ExitClass::LinkFault), restart(500)),
+            (facts(ExitClass::SpawnFailed), restart(500)),
+            (
+                ExitFacts { failures_in_a_row: 2, failures_of_job: 2, ..facts(ExitClass::Crashed) },
+                restart(1_000),
+            ),
+            (
+                ExitFacts { failures_in_a_row: 4, failures_of_job: 4, ..facts(ExitClass::Crashed) },
+                restart(4_000),
+            ),
+            (ExitFacts { failures_of_job: 5, ..facts(ExitClass::Crashed) }, Answer::PauseJob),
+        ];
+        for (facts, expected) in rows {
+            assert_eq!(answer(facts, &policy), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_cap() {
+        let policy = Policy::default();
+        let pauses: Vec<u64> = (1..=9).map(|failures| pause_ms(failures, &policy)).collect();
+        assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+        assert_eq!(pause_ms(u32::MAX, &policy), 60_000);
+    }
+
+    #[test]
+    fn a_worker_is_kept_a_batch_ahead_until_the_rows_run_out() {
+        assert_eq!(window_rows(8, 1_000, 0, 2), 16, "plenty: a batch and one ahead");
+        assert_eq!(window_rows(8, 16, 0, 2), 8, "just enough for both: no more than an even share");
+        assert_eq!(window_rows(8, 5, 0, 2), 3, "five rows, two workers: three and two");
+        assert_eq!(window_rows(8, 1, 15, 2), 8);
+        assert_eq!(window_rows(8, 0, 0, 0), 1);
+        assert_eq!(window_rows(u32::MAX, u32::MAX, u32::MAX, u32::MAX), 1, "no overflow");
+    }
+}

@@ -1,0 +1,411 @@
+//! Nodes come, go silent and return.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::{
+    effect::{Command, Effect, StopMode},
+    event::{HeldRow, NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase},
+    incidents::Opening,
+    machine::Machine,
+    state::{Lease, Node, Session, StopReason, Worker},
+};
+use crate::model::{Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey};
+
+impl Machine {
+    pub(super) fn on_hello(
+        &mut self,
+        now: Now,
+        id: NodeId,
+        session: SessionId,
+        facts: NodeFacts,
+        workers: Vec<ReportedWorker>,
+    ) {
+        let node = self.nodes.entry(id.clone()).or_insert_with(|| Node::new(id.clone()));
+        let before = std::mem::replace(&mut node.facts, facts.clone());
+        let replaced = node.session.replace(Session {
+            id: session,
+            since_unix_ms: now.unix_ms,
+            replaying: Some(BTreeSet::new()),
+            unsettled: VecDeque::new(),
+            acked_spool_seq: None,
+            must_resend: false,
+        });
+        let was_silent = std::mem::take(&mut node.silence_answered);
+        node.heard(now);
+        let record = node.record();
+        self.out.push(Effect::RecordNode(record.clone()));
+        if let Some(old) = replaced {
+            let reason = "the agent connected anew".to_owned();
+            self.out.push(Effect::CloseSession { node: id.clone(), session: old.id, reason });
+        }
+        if record.draining {
+            self.send(&id, Command::Drain { draining: true });
+        }
+        self.tell_of_return(now, &id, &before, &facts, was_silent);
+        let held = self.reconcile(now, &id, workers);
+        if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
+            session.replaying = Some(held);
+        }
+    }
+
+    fn tell_of_return(
+        &mut self,
+        now: Now,
+        id: &NodeId,
+        before: &NodeFacts,
+        facts: &NodeFacts,
+        was_silent: bool,
+    ) {
+        let rebooted = !before.boot_id.is_empty() && before.boot_id != facts.boot_id;
+        let message = if rebooted {
+            format!("{id} is back after a reboot")
+        } else if before.agent_instance_id.is_empty() {
+            format!("{id} is connected")
+        } else if before.agent_instance_id != facts.agent_instance_id {
+            format!("{id} is connected again, with a new agent process")
+        } else {
+            format!("{id} is connected again")
+        };
+        if rebooted {
+            let opening = Opening {
+                node: Some(id.clone()),
+                summary: format!("{id} was rebooted"),
+                action: "it takes work again as soon as its runtime is ready".to_owned(),
+                ..Opening::default()
+            };
+            self.incidents.open(now, Fault::NodeRebooted, opening);
+            self.incidents
+                .close(now, "it is back", |i| i.fault == Fault::NodeRebooted && i.node.as_ref() == Some(id));
+        }
+        if was_silent {
+            self.incidents
+                .close(now, "it is back", |i| i.fault == Fault::NodeSilent && i.node.as_ref() == Some(id));
+        }
+        self.emit(Severity::Info, "node-connected", Some(id), None, message);
+        if let Some(problem) = &facts.runtime_problem {
+            let message = format!("{id} cannot run workers: {problem}");
+            self.emit(Severity::Warning, "runtime-not-ready", Some(id), None, message);
+        }
+    }
+
+    /// Brings what the agent says is running and what is wanted together: adopts, stops, and notes which rows are
+    /// really held there.
+    fn reconcile(
+        &mut self,
+        now: Now,
+        id: &NodeId,
+        reported: Vec<ReportedWorker>,
+    ) -> BTreeSet<(JobId, RowIx)> {
+        let mut held = BTreeSet::new();
+        let mut alive: BTreeSet<WorkerKey> = BTreeSet::new();
+        for report in reported {
+            if self.adopt(now, id, &report) {
+                alive.insert(report.worker);
+                held.extend(report.rows.iter().map(|held| (report.worker.job, held.row)));
+                self.adopt_rows(id, report.worker, &report.rows);
+            } else {
+                self.stop_stray(now, id, &report);
+                alive.insert(report.worker);
+            }
+        }
+        // Workers believed alive that are not: their rows come back once the spool has been replayed, because their
+        // last results may be in it.
+        let mut gone = Vec::new();
+        for (job_id, job) in &mut self.jobs {
+            if let Some(worker) = job.workers.get(id)
+                && !alive.contains(&worker.key(*job_id))
+            {
+                gone.push((*job_id, worker.epoch, worker.stopping.is_some()));
+                job.workers.remove(id);
+                job.record.launches.retain(|launch| launch.node != *id);
+            }
+        }
+        for (job, epoch, asked) in gone {
+            self.record_job(job);
+            if !asked {
+                let message =
+                    format!("the worker of {job} (epoch {epoch}) on {id} ended while {id} was away");
+                self.emit(Severity::Warning, "worker-vanished", Some(id), Some(job), message.clone());
+                let opening = Opening {
+                    node: Some(id.clone()),
+                    job: Some(job),
+                    summary: message,
+                    action: "its rows are handed out again".to_owned(),
+                    ..Opening::default()
+                };
+                self.incidents.open(now, Fault::AgentRestarted, opening);
+            }
+        }
+        held
+    }
+
+    /// Takes a living worker as ours, if it is one we want. An epoch at or below the job's newest launch is one we
+    /// gave out; of two on one node, only the one we know.
+    fn adopt(&mut self, now: Now, id: &NodeId, report: &ReportedWorker) -> bool {
+        let worker = report.worker;
+        let Some(job) = self.jobs.get_mut(&worker.job) else { return false };
+        let wanted = matches!(job.record.state, JobState::Active | JobState::Cancelling | JobState::Paused);
+        if !wanted || worker.rank != 0 || worker.epoch > job.record.epoch {
+            return false;
+        }
+        match job.workers.get_mut(id) {
+            Some(known) if known.epoch == worker.epoch => {
+                known.pid = report.pid;
+                known.phase = report.phase;
+                known.last_step_mono_ms = now.mono_ms;
+                return true;
+            }
+            Some(_) => return false,
+            None => {}
+        }
+        let held =
+            job.leases.values().filter(|lease| lease.node == *id && lease.epoch == worker.epoch).count();
+        let stopping = (report.phase == WorkerPhase::Stopping).then_some(StopReason::NotNeeded);
+        let mut adopted = Worker::adopted(now, id, report, stopping);
+        adopted.held_rows = u32::try_from(held).unwrap_or(u32::MAX);
+        job.workers.insert(id.clone(), adopted);
+        if !job.record.launches.iter().any(|launch| launch.node == *id && launch.epoch == worker.epoch) {
+            job.record.launches.retain(|launch| launch.node != *id);
+            job.record.launches.push(Launch { node: id.clone(), epoch: worker.epoch });
+            self.record_job(worker.job);
+        }
+        let message =
+            format!("adopted the worker of {} on {id} (pid {}), as it runs", worker.job, report.pid);
+        self.emit(Severity::Info, "worker-adopted", Some(id), Some(worker.job), message);
+        true
+    }
+
+    /// Makes an adopted worker the holder of the rows it says it has, where nobody else is.
+    fn adopt_rows(&mut self, id: &NodeId, worker: WorkerKey, rows: &[HeldRow]) {
+        let Some(job) = self.jobs.get_mut(&worker.job) else { return };
+        let mut not_its_own = Vec::new();
+        for held in rows {
+            if held.row.0 >= job.record.rows_total || job.done.contains(held.row) {
+                not_its_own.push(held.row);
+                continue;
+            }
+            match job.leases.get_mut(&held.row) {
+                // What the worker has is what counts: a grant of a later attempt may have been lost on the way.
+                Some(lease) if lease.node == *id && lease.epoch == worker.epoch => {
+                    lease.attempt = held.attempt
+                }
+                Some(_) => not_its_own.push(held.row),
+                None => {
+                    let lease = Lease {
+                        node: id.clone(),
+                        epoch: worker.epoch,
+                        attempt: held.attempt,
+                        committing: false,
+                    };
+                    job.grant(held.row, lease);
+                }
+            }
+        }
+        if !not_its_own.is_empty() {
+            self.send(id, Command::CancelRows { worker, rows: not_its_own });
+        }
+    }
+
+    /// Ends a worker nobody wants. Until it is gone the node has no room for another, so it stays in the books.
+    fn stop_stray(&mut self, now: Now, id: &NodeId, report: &ReportedWorker) {
+        let worker = report.worker;
+        if let Some(job) = self.jobs.get_mut(&worker.job)
+            && !job.workers.contains_key(id)
+        {
+            job.workers.insert(id.clone(), Worker::adopted(now, id, report, Some(StopReason::NotNeeded)));
+        }
+        let (job, epoch) = (worker.job, worker.epoch);
+        let message =
+            format!("a worker of {job} (epoch {epoch}) on {id} is not wanted any more; it is stopped");
+        self.emit(Severity::Info, "stray-worker-stopped", Some(id), Some(job), message);
+        let command_id = self.command_id();
+        let grace_ms = self.policy.stop_grace_ms;
+        let reason = "not wanted any more".to_owned();
+        self.send(id, Command::StopWorker { command_id, worker, mode: StopMode::Kill, grace_ms, reason });
+    }
+
+    /// Everything that was spooled has arrived. What a node was given and neither holds nor delivered is lost to it.
+    pub(super) fn on_spool_replayed(&mut self, now: Now, id: &NodeId, session: SessionId) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.heard(now);
+        let Some(current) = node.session.as_mut().filter(|current| current.id == session) else { return };
+        if current.must_resend {
+            // Some of it could not be stored: nothing can be concluded until all of it has come again.
+            return;
+        }
+        let Some(held) = current.replaying.take() else { return };
+        for job_id in self.open_jobs.clone() {
+            let Some(job) = self.jobs.get_mut(&job_id) else { continue };
+            let (rows, tokens_saved) =
+                job.release(|row, lease| lease.node == *id && !held.contains(&(job_id, row)));
+            job.record.rows_requeued += rows;
+            if rows > 0 {
+                let message = format!(
+                    "{rows} rows of {job_id} were lost with a worker on {id} and are handed out again \
+                     ({tokens_saved} of their tokens are kept)"
+                );
+                self.emit(Severity::Warning, "rows-requeued", Some(id), Some(job_id), message);
+            }
+            if let Some(job) = self.jobs.get_mut(&job_id)
+                && let Some(adopting) = &mut job.adopting
+            {
+                adopting.waiting.remove(id);
+            }
+        }
+    }
+
+    pub(super) fn on_heard(&mut self, now: Now, id: &NodeId, session: SessionId) {
+        if let Some(node) = self.nodes.get_mut(id)
+            && node.session.as_ref().is_some_and(|current| current.id == session)
+        {
+            node.heard(now);
+        }
+    }
+
+    pub(super) fn on_session_lost(&mut self, id: &NodeId, session: SessionId) {
+        if let Some(node) = self.nodes.get_mut(id)
+            && node.session.as_ref().is_some_and(|current| current.id == session)
+        {
+            node.session = None;
+            self.emit(
+                Severity::Info,
+                "node-disconnected",
+                Some(id),
+                None,
+                format!("the connection of {id} ended"),
+            );
+        }
+    }
+
+    pub(super) fn on_runtime_changed(&mut self, id: &NodeId, problem: Option<String>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if node.facts.runtime_problem == problem {
+            return;
+        }
+        node.facts.runtime_problem.clone_from(&problem);
+        match problem {
+            Some(problem) => {
+                let message = format!("{id} cannot run workers: {problem}");
+                self.emit(Severity::Warning, "runtime-not-ready", Some(id), None, message);
+            }
+            None => {
+                self.emit(Severity::Info, "runtime-ready", Some(id), None, format!("{id} can run workers"))
+            }
+        }
+    }
+
+    /// Nodes without a word for too long: their rows go to others.
+    pub(super) fn answer_silence(&mut self, now: Now) {
+        let silent_ms = self.policy.node_silent_ms;
+        let silent: Vec<NodeId> = self
+            .nodes
+            .values()
+            .filter(|node| !node.silence_answered)
+            .filter(|node| node.last_heard_mono_ms.is_some_and(|at| now.mono_ms >= at + silent_ms))
+            .map(|node| node.id.clone())
+            .collect();
+        for id in silent {
+            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            node.silence_answered = true;
+            let record = node.record();
+            if let Some(session) = node.session.take() {
+                let reason = format!("no word from {id} for {silent_ms} ms");
+                self.out.push(Effect::CloseSession { node: id.clone(), session: session.id, reason });
+            }
+            self.out.push(Effect::RecordNode(record));
+            self.give_up_on(now, &id);
+        }
+    }
+
+    fn give_up_on(&mut self, now: Now, id: &NodeId) {
+        let (mut rows_requeued, mut tokens_saved) = (0, 0);
+        for job_id in self.open_jobs.clone() {
+            let Some(job) = self.jobs.get_mut(&job_id) else { continue };
+            let had_worker = job.workers.remove(id).is_some();
+            let (rows, tokens) = job.release(|_, lease| lease.node == *id);
+            job.record.rows_requeued += rows;
+            rows_requeued += rows;
+            tokens_saved += tokens;
+            let launches = job.record.launches.len();
+            job.record.launches.retain(|launch| launch.node != *id);
+            if had_worker || launches != job.record.launches.len() {
+                self.record_job(job_id);
+            }
+        }
+        let seconds = self.policy.node_silent_ms as f64 / 1e3;
+        let summary = format!("no word from {id} for {seconds:.0} s");
+        let action =
+            format!("its {rows_requeued} rows were handed out again; it is taken back when it returns");
+        self.emit(Severity::Warning, "node-silent", Some(id), None, format!("{summary}; {action}"));
+        let opening = Opening {
+            node: Some(id.clone()),
+            summary,
+            action,
+            rows_requeued,
+            tokens_saved,
+            ..Opening::default()
+        };
+        self.incidents.open(now, Fault::NodeSilent, opening);
+    }
+
+    pub(super) fn on_drain(&mut self, id: &NodeId, drain: bool) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if node.draining == drain {
+            return;
+        }
+        node.draining = drain;
+        let record = node.record();
+        self.out.push(Effect::RecordNode(record));
+        self.send(id, Command::Drain { draining: drain });
+        let (kind, message) = if drain {
+            ("node-drained", format!("{id} takes no more work; it finishes the rows it is generating"))
+        } else {
+            ("node-undrained", format!("{id} takes work again"))
+        };
+        self.emit(Severity::Info, kind, Some(id), None, message);
+    }
+}
+
+impl Node {
+    pub(super) fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            facts: NodeFacts::default(),
+            draining: false,
+            session: None,
+            last_heard_mono_ms: None,
+            last_seen_unix_ms: 0,
+            silence_answered: false,
+        }
+    }
+
+    fn heard(&mut self, now: Now) {
+        self.last_heard_mono_ms = Some(now.mono_ms);
+        self.last_seen_unix_ms = now.unix_ms;
+    }
+
+    fn record(&self) -> NodeRecord {
+        NodeRecord {
+            id: self.id.clone(),
+            draining: self.draining,
+            last_seen_unix_ms: self.last_seen_unix_ms,
+            boot_id: self.facts.boot_id.clone(),
+        }
+    }
+
+    /// Why it cannot take work now.
+    #[must_use]
+    pub fn unusable(&self, now: Now) -> Option<String> {
+        match &self.session {
+            None => match self.last_heard_mono_ms {
+                Some(at) => Some(format!("no word from it for {} s", now.mono_ms.saturating_sub(at) / 1_000)),
+                None => Some("it has not connected since the controller started".to_owned()),
+            },
+            Some(_) if self.draining => Some("it is drained".to_owned()),
+            Some(session) if session.replaying.is_some() => {
+                Some("it is delivering what it had spooled".to_owned())
+            }
+            Some(_) => self.facts.runtime_problem.clone(),
+        }
+    }
+}

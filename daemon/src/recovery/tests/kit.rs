@@ -1,0 +1,257 @@
+//! A machine with a clock, and short ways to say what happens to it.
+
+use crate::{
+    model::{
+        Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, NodeId, ReplayedJob, RowIx, RowSet, WorkerKey,
+    },
+    recovery::*,
+};
+
+pub(super) fn record(id: u64, rows_total: u32) -> JobRecord {
+    JobRecord {
+        id: JobId(id),
+        spec: JobSpec { name: "test".to_owned(), model: "m".to_owned(), ..JobSpec::default() },
+        rows_total,
+        state: JobState::Active,
+        detail: String::new(),
+        created_unix_ms: 0,
+        started_unix_ms: None,
+        finished_unix_ms: None,
+        epoch: Epoch::default(),
+        launches: Vec::new(),
+        rows_requeued: 0,
+        duplicate_results: 0,
+    }
+}
+
+pub(super) fn replayed(record: JobRecord, done: &[u32]) -> ReplayedJob {
+    let mut set = RowSet::new(record.rows_total);
+    for row in done {
+        set.insert(RowIx(*row));
+    }
+    ReplayedJob {
+        rows_succeeded: u64::from(set.len()),
+        done: set,
+        record,
+        rows_failed: 0,
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        results_bytes: 0,
+        errors_bytes: 0,
+        checkpoints: Default::default(),
+    }
+}
+
+pub(super) fn facts(instance: &str) -> NodeFacts {
+    NodeFacts { boot_id: "boot-1".to_owned(), agent_instance_id: instance.to_owned(), runtime_problem: None }
+}
+
+pub(super) struct Kit {
+    pub(super) machine: Machine,
+    pub(super) now: Now,
+    sessions: u64,
+    pub(super) spool_seq: u64,
+}
+
+impl Kit {
+    pub(super) fn new() -> Self {
+        Self {
+            machine: Machine::new(Policy::default()),
+            now: Now { mono_ms: 0, unix_ms: 1_000_000 },
+            sessions: 0,
+            spool_seq: 0,
+        }
+    }
+
+    pub(super) fn tell(&mut self, event: Event) -> Vec<Effect> {
+        self.machine.step(self.now, event)
+    }
+
+    /// Lets time pass in ticks; nodes named in `alive` keep sending heartbeats.
+    pub(super) fn wait(&mut self, ms: u64, alive: &[(&str, SessionId)]) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for _ in 0..ms.div_ceil(100) {
+            self.now.mono_ms += 100;
+            self.now.unix_ms += 100;
+            for (node, session) in alive {
+                effects.extend(self.tell(Event::Heard { node: NodeId::from(*node), session: *session }));
+            }
+            effects.extend(self.tell(Event::Tick));
+        }
+        effects
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        node: &str,
+        instance: &str,
+        workers: Vec<ReportedWorker>,
+    ) -> (SessionId, Vec<Effect>) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let node = NodeId::from(node);
+        let effects = self.tell(Event::Hello { node, session, facts: facts(instance), workers });
+        (session, effects)
+    }
+
+    /// Hello and an empty spool.
+    pub(super) fn connect(&mut self, node: &str) -> (SessionId, Vec<Effect>) {
+        let (session, mut effects) = self.hello(node, "agent-1", Vec::new());
+        effects.extend(self.replayed(node, session));
+        (session, effects)
+    }
+
+    pub(super) fn replayed(&mut self, node: &str, session: SessionId) -> Vec<Effect> {
+        self.tell(Event::SpoolReplayed { node: NodeId::from(node), session })
+    }
+
+    /// Lets the worker just started on `node` become ready.
+    pub(super) fn ready(&mut self, node: &str, worker: WorkerKey) -> Vec<Effect> {
+        let node = NodeId::from(node);
+        let mut effects = self.tell(Event::WorkerStarted { node: node.clone(), worker, pid: 77 });
+        effects.extend(self.tell(Event::WorkerReady { node, worker, load_ms: 5 }));
+        effects
+    }
+
+    pub(super) fn result(
+        &mut self,
+        node: &str,
+        session: SessionId,
+        worker: WorkerKey,
+        grant: RowGrant,
+    ) -> Vec<Effect> {
+        self.spool_seq += 1;
+        self.result_again(node, session, worker, grant, self.spool_seq)
+    }
+
+    pub(super) fn result_again(
+        &mut self,
+        node: &str,
+        session: SessionId,
+        worker: WorkerKey,
+        grant: RowGrant,
+        spool_seq: u64,
+    ) -> Vec<Effect> {
+        let head = ResultHead {
+            spool_seq,
+            worker,
+            row: grant.row,
+            attempt: grant.attempt,
+            status_code: 200,
+            prompt_tokens: 1,
+            completion_tokens: 2,
+        };
+        self.tell(Event::Results { node: NodeId::from(node), session, heads: vec![head] })
+    }
+
+    pub(super) fn committed(
+        &mut self,
+        node: &str,
+        worker: WorkerKey,
+        grant: RowGrant,
+        spool_seq: u64,
+    ) -> Vec<Effect> {
+        let row = committed_row(worker, grant, spool_seq);
+        self.tell(Event::Committed {
+            node: NodeId::from(node),
+            rows: vec![row],
+            files: vec![(worker.job, 100, 0)],
+        })
+    }
+
+    pub(super) fn exit(&mut self, node: &str, worker: WorkerKey, class: ExitClass) -> Vec<Effect> {
+        let exit = WorkerExit {
+            worker,
+            class,
+            status: "was ended by SIGKILL".to_owned(),
+            first_error: String::new(),
+            log_tail: Vec::new(),
+        };
+        self.tell(Event::WorkerExited { node: NodeId::from(node), exit })
+    }
+
+    pub(super) fn job(&self, id: u64) -> &Job {
+        self.machine.job(JobId(id)).unwrap()
+    }
+}
+
+pub(super) fn committed_row(worker: WorkerKey, grant: RowGrant, spool_seq: u64) -> CommittedRow {
+    CommittedRow {
+        spool_seq,
+        job: worker.job,
+        row: grant.row,
+        status_code: 200,
+        prompt_tokens: 1,
+        completion_tokens: 2,
+    }
+}
+
+/// Workers started by these effects, with their node.
+pub(super) fn started(effects: &[Effect]) -> Vec<(String, WorkerKey)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { node, command: Command::StartWorker { worker, .. }, .. } => {
+                Some((node.to_string(), *worker))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Workers told to stop.
+pub(super) fn stopped(effects: &[Effect]) -> Vec<(String, WorkerKey, StopMode)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { node, command: Command::StopWorker { worker, mode, .. }, .. } => {
+                Some((node.to_string(), *worker, *mode))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Rows handed to a node.
+pub(super) fn granted(effects: &[Effect], to: &str) -> Vec<RowGrant> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { node, command: Command::GrantRows { rows, .. }, .. } if node.as_str() == to => {
+                Some(rows.clone())
+            }
+            _ => None,
+        })
+        .flatten()
+        .collect()
+}
+
+pub(super) fn rows(grants: &[RowGrant]) -> Vec<u32> {
+    grants.iter().map(|grant| grant.row.0).collect()
+}
+
+pub(super) fn acks(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { command: Command::AckResults { through_spool_seq }, .. } => {
+                Some(*through_spool_seq)
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+pub(super) fn commits(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Commit { .. })).count()
+}
+
+pub(super) fn events(effects: &[Effect]) -> Vec<&str> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Emit(EventDraft { kind, .. }) => Some(kind.as_str()),
+            _ => None,
+        })
+        .collect()
+}

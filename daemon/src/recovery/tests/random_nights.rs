@@ -1,0 +1,566 @@
+//! Random nights: simulated agents with spools and epochs, a ledger that keeps only what was made durable, and faults
+//! at any moment. After each step: no row is committed twice, nothing is forgotten by an agent before it is durable.
+//! At the end of each night faults stop, and every job must end with every row.
+//!
+//! A night that fails prints its seed and the end of its trace; `NIGHTSHIFT_SEED` replays one alone.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::kit::{facts, record};
+use crate::{
+    model::{Epoch, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet, WorkerKey},
+    recovery::*,
+};
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+/// Quick enough for every test run; the full simulator runs thousands.
+const NIGHTS: u64 = 300;
+const STEPS_OF_FAULTS: usize = 600;
+/// Far more than a night without faults needs: not ending by then is being stuck.
+const STEPS_TO_END: usize = 20_000;
+
+/// SplitMix64: small, seeded, the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound.max(1) as u64).unwrap()
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SimWorker {
+    key: WorkerKey,
+    ready: bool,
+    finishing: bool,
+    rows: VecDeque<(RowIx, u32)>,
+}
+
+#[derive(Clone, Debug)]
+enum Up {
+    Started(WorkerKey),
+    Ready(WorkerKey),
+    Result(ResultHead),
+    Replayed,
+    Exited(WorkerExit),
+    Refused(u64),
+}
+
+#[derive(Debug, Default)]
+struct SimAgent {
+    instance: u64,
+    alive: bool,
+    session: Option<SessionId>,
+    worker: Option<SimWorker>,
+    highest_epoch: BTreeMap<JobId, Epoch>,
+    spool: BTreeMap<u64, ResultHead>,
+    next_seq: u64,
+    to_controller: VecDeque<Up>,
+    to_agent: VecDeque<Command>,
+    /// Ends that happened while away; told after the spool.
+    untold: Vec<WorkerExit>,
+}
+
+/// What survives the controller.
+#[derive(Default)]
+struct Disk {
+    jobs: BTreeMap<JobId, JobRecord>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    done: BTreeSet<(JobId, RowIx)>,
+}
+
+struct Night {
+    dice: Dice,
+    machine: Machine,
+    now: Now,
+    disk: Disk,
+    agents: BTreeMap<NodeId, SimAgent>,
+    /// Commits asked for and not answered.
+    committing: VecDeque<(NodeId, Vec<ResultHead>)>,
+    sessions: u64,
+    disk_full: bool,
+    trace: Vec<String>,
+}
+
+impl Night {
+    fn new(seed: u64) -> Self {
+        let mut night = Self {
+            dice: Dice(seed),
+            machine: Machine::new(Policy::default()),
+            now: Now { mono_ms: 0, unix_ms: 1 },
+            disk: Disk::default(),
+            agents: NODES.iter().map(|name| (NodeId::from(*name), SimAgent::default())).collect(),
+            committing: VecDeque::new(),
+            sessions: 0,
+            disk_full: false,
+            trace: Vec::new(),
+        };
+        for agent in night.agents.values_mut() {
+            agent.alive = true;
+        }
+        night.tell(Event::Started { jobs: vec![], nodes: vec![], repairs: vec![] });
+        night
+    }
+
+    fn note(&mut self, text: String) {
+        self.trace.push(format!("{:>8} {text}", self.now.mono_ms));
+    }
+
+    fn tell(&mut self, event: Event) {
+        let heads = match &event {
+            Event::Results { heads, .. } => heads.clone(),
+            _ => Vec::new(),
+        };
+        if !matches!(event, Event::Tick | Event::Heard { .. }) {
+            self.note(format!("{event:?}"));
+        }
+        for effect in self.machine.step(self.now, event) {
+            match effect {
+                Effect::RecordJob(job) => {
+                    let before = self.disk.jobs.insert(job.id, (*job).clone());
+                    assert!(before.is_none_or(|before| before.epoch <= job.epoch), "an epoch went back");
+                }
+                Effect::RecordNode(node) => _ = self.disk.nodes.insert(node.id.clone(), node),
+                Effect::Send { node, session, command } => {
+                    let agent = self.agents.get_mut(&node).unwrap();
+                    if agent.session == Some(session) {
+                        if let Command::StartWorker { worker, .. } = &command {
+                            assert!(
+                                self.disk.jobs[&worker.job].epoch >= worker.epoch,
+                                "a launch was not recorded first"
+                            );
+                        }
+                        agent.to_agent.push_back(command);
+                    }
+                }
+                Effect::CloseSession { node, session, .. } => {
+                    let agent = self.agents.get_mut(&node).unwrap();
+                    if agent.session == Some(session) {
+                        agent.cut();
+                    }
+                }
+                Effect::Commit { node, indices } => {
+                    self.committing.push_back((node, indices.iter().map(|index| heads[*index]).collect()));
+                }
+                Effect::SaveCheckpoints { .. } | Effect::Emit(_) | Effect::JobOver(_) => {}
+            }
+        }
+    }
+
+    fn submit(&mut self, rows: u32, priority: i32) {
+        let id = self.disk.jobs.keys().next_back().map_or(1, |last| last.0 + 1);
+        let mut record = record(id, rows);
+        record.spec.priority = priority;
+        record.spec.max_batch_rows = 2;
+        self.disk.jobs.insert(record.id, record.clone());
+        self.tell(Event::JobAccepted(record));
+    }
+
+    /// The disk takes the oldest waiting group, or refuses it.
+    fn finish_commit(&mut self) {
+        let Some((node, heads)) = self.committing.pop_front() else { return };
+        let rows: Vec<CommittedRow> = heads
+            .iter()
+            .map(|head| CommittedRow {
+                spool_seq: head.spool_seq,
+                job: head.worker.job,
+                row: head.row,
+                status_code: 200,
+                prompt_tokens: 1,
+                completion_tokens: 1,
+            })
+            .collect();
+        if self.disk_full {
+            self.tell(Event::CommitFailed { node, rows, problem: "full".to_owned() });
+            return;
+        }
+        for row in &rows {
+            assert!(
+                self.disk.done.insert((row.job, row.row)),
+                "row {} of {} was committed twice",
+                row.row,
+                row.job
+            );
+        }
+        self.tell(Event::Committed { node, rows, files: vec![] });
+    }
+
+    fn crash_controller(&mut self) {
+        self.note("the controller crashes".to_owned());
+        // What was on its way to disk lands or does not.
+        for (_, heads) in std::mem::take(&mut self.committing) {
+            if !self.disk_full && self.dice.one_in(2) {
+                for head in heads {
+                    let fresh = self.disk.done.insert((head.worker.job, head.row));
+                    assert!(fresh, "row {} of {} was committed twice", head.row, head.worker.job);
+                }
+            }
+        }
+        for agent in self.agents.values_mut() {
+            agent.cut();
+        }
+        self.machine = Machine::new(Policy::default());
+        let jobs = self.disk.jobs.values().map(|record| {
+            let mut done = RowSet::new(record.rows_total);
+            for (_, row) in self.disk.done.iter().filter(|(job, _)| *job == record.id) {
+                done.insert(*row);
+            }
+            ReplayedJob {
+                record: record.clone(),
+                rows_succeeded: u64::from(done.len()),
+                done,
+                rows_failed: 0,
+                prompt_tokens: 0,
+                completion_tokens: 0,
+                results_bytes: 0,
+                errors_bytes: 0,
+                checkpoints: BTreeMap::new(),
+            }
+        });
+        let jobs = jobs.collect();
+        let nodes = self.disk.nodes.values().cloned().collect();
+        self.tell(Event::Started { jobs, nodes, repairs: vec![] });
+    }
+
+    fn connect(&mut self, id: &NodeId) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let agent = self.agents.get_mut(id).unwrap();
+        if !agent.alive || agent.session.is_some() {
+            return;
+        }
+        agent.session = Some(session);
+        agent.to_controller.extend(agent.spool.values().copied().map(Up::Result));
+        agent.to_controller.push_back(Up::Replayed);
+        agent.to_controller.extend(std::mem::take(&mut agent.untold).into_iter().map(Up::Exited));
+        let workers = agent.worker.iter().map(|worker| ReportedWorker {
+            worker: worker.key,
+            pid: 1,
+            phase: match (worker.finishing, worker.ready) {
+                (true, _) => WorkerPhase::Stopping,
+                (false, true) => WorkerPhase::Decode,
+                (false, false) => WorkerPhase::Loading,
+            },
+            step: 0,
+            settings: WorkerSettings { max_batch_rows: 2, ..WorkerSettings::default() },
+            rows: worker.rows.iter().map(|(row, attempt)| HeldRow { row: *row, attempt: *attempt }).collect(),
+        });
+        let workers = workers.collect();
+        let instance = format!("i{}", agent.instance);
+        self.tell(Event::Hello { node: id.clone(), session, facts: facts(&instance), workers });
+    }
+
+    fn deliver_up(&mut self, id: &NodeId) {
+        let agent = self.agents.get_mut(id).unwrap();
+        let Some(session) = agent.session else { return };
+        let Some(message) = agent.to_controller.pop_front() else { return };
+        let node = id.clone();
+        self.tell(Event::Heard { node: node.clone(), session });
+        self.tell(match message {
+            Up::Started(worker) => Event::WorkerStarted { node, worker, pid: 1 },
+            Up::Ready(worker) => Event::WorkerReady { node, worker, load_ms: 1 },
+            Up::Result(head) => Event::Results { node, session, heads: vec![head] },
+            Up::Replayed => Event::SpoolReplayed { node, session },
+            Up::Exited(exit) => Event::WorkerExited { node, exit },
+            Up::Refused(command_id) => {
+                Event::CommandRefused { node, command_id, problem: "older epoch".to_owned() }
+            }
+        });
+    }
+
+    fn deliver_down(&mut self, id: &NodeId) {
+        let agent = self.agents.get_mut(id).unwrap();
+        let Some(command) = agent.to_agent.pop_front() else { return };
+        match command {
+            Command::StartWorker { command_id, worker, .. } => {
+                let highest = agent.highest_epoch.entry(worker.job).or_default();
+                if worker.epoch < *highest {
+                    agent.say(Up::Refused(command_id));
+                    return;
+                }
+                *highest = worker.epoch;
+                assert!(agent.worker.is_none(), "two workers on {id}");
+                agent.worker =
+                    Some(SimWorker { key: worker, ready: false, finishing: false, rows: VecDeque::new() });
+                agent.say(Up::Started(worker));
+            }
+            Command::StopWorker { worker, mode, .. } => {
+                if agent.worker.as_ref().is_some_and(|known| known.key == worker) {
+                    match mode {
+                        StopMode::FinishStarted => {
+                            if let Some(known) = &mut agent.worker {
+                                known.rows.truncate(2);
+                                known.finishing = true;
+                            }
+                        }
+                        StopMode::Checkpoint | StopMode::Kill => agent.end_worker(ExitClass::Killed),
+                    }
+                }
+            }
+            Command::GrantRows { worker, rows } => {
+                if let Some(known) =
+                    agent.worker.as_mut().filter(|known| known.key == worker && !known.finishing)
+                {
+                    for grant in rows {
+                        known.rows.retain(|(row, _)| *row != grant.row);
+                        known.rows.push_back((grant.row, grant.attempt));
+                    }
+                }
+            }
+            Command::CancelRows { worker, rows } => {
+                if let Some(known) = agent.worker.as_mut().filter(|known| known.key == worker) {
+                    known.rows.retain(|(row, _)| !rows.contains(row));
+                }
+            }
+            Command::Drain { .. } => {}
+            Command::AckResults { through_spool_seq } => {
+                let kept = agent.spool.split_off(&(through_spool_seq + 1));
+                let forgotten = std::mem::replace(&mut agent.spool, kept);
+                for head in forgotten.into_values() {
+                    self.check_forgotten(id, head);
+                }
+            }
+        }
+    }
+
+    /// An agent may forget a result when the row is durable, when its job is over, or when somebody else has the row.
+    fn check_forgotten(&self, id: &NodeId, head: ResultHead) {
+        let job = self.machine.job(head.worker.job).unwrap();
+        let durable = self.disk.done.contains(&(head.worker.job, head.row));
+        let elsewhere =
+            job.leases.get(&head.row).is_none_or(|lease| lease.node != *id || lease.attempt != head.attempt);
+        assert!(
+            durable || job.record.state.is_over() || elsewhere,
+            "{id} forgot row {} before it was durable",
+            head.row
+        );
+    }
+
+    fn work(&mut self, id: &NodeId) {
+        let agent = self.agents.get_mut(id).unwrap();
+        let Some(worker) = &mut agent.worker else { return };
+        if !worker.ready {
+            worker.ready = true;
+            let key = worker.key;
+            agent.say(Up::Ready(key));
+        } else if let Some((row, attempt)) = worker.rows.pop_front() {
+            let key = worker.key;
+            agent.next_seq += 1;
+            let head = ResultHead {
+                spool_seq: agent.next_seq,
+                worker: key,
+                row,
+                attempt,
+                status_code: 200,
+                prompt_tokens: 1,
+                completion_tokens: 1,
+            };
+            agent.spool.insert(head.spool_seq, head);
+            agent.say(Up::Result(head));
+        } else if worker.finishing {
+            agent.end_worker(ExitClass::Orderly);
+        }
+    }
+
+    fn tick(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms;
+        if !self.disk_full && self.machine.storage_problem().is_some() {
+            self.tell(Event::StorageRecovered);
+        }
+        self.tell(Event::Tick);
+    }
+
+    fn any_node(&mut self) -> NodeId {
+        NodeId::from(NODES[self.dice.below(NODES.len())])
+    }
+
+    fn heartbeats(&mut self) {
+        let alive: Vec<_> =
+            self.agents.iter().filter_map(|(id, agent)| Some((id.clone(), agent.session?))).collect();
+        for (node, session) in alive {
+            self.tell(Event::Heard { node, session });
+        }
+    }
+
+    /// Things that happen in any night.
+    fn go_on(&mut self) {
+        let id = self.any_node();
+        match self.dice.below(8) {
+            0 => {
+                self.heartbeats();
+                self.tick(100);
+            }
+            1 => self.connect(&id),
+            2 | 3 => self.deliver_up(&id),
+            4 => self.deliver_down(&id),
+            5 | 6 => self.work(&id),
+            _ => self.finish_commit(),
+        }
+    }
+
+    fn fault(&mut self) {
+        let id = self.any_node();
+        match self.dice.below(10) {
+            0 => {
+                self.note(format!("the worker of {id} is killed"));
+                self.agents.get_mut(&id).unwrap().end_worker(ExitClass::Signalled);
+            }
+            1 => {
+                self.note(format!("the agent of {id} is killed"));
+                let agent = self.agents.get_mut(&id).unwrap();
+                agent.cut();
+                agent.worker = None;
+                agent.untold.clear();
+                agent.instance += 1;
+            }
+            2 => {
+                self.note(format!("the connection of {id} breaks"));
+                let session = self.agents[&id].session;
+                self.agents.get_mut(&id).unwrap().cut();
+                if let Some(session) = session.filter(|_| self.dice.one_in(2)) {
+                    self.tell(Event::SessionLost { node: id, session });
+                }
+            }
+            3 => self.crash_controller(),
+            4 => self.disk_full = !self.disk_full,
+            5 => {
+                // Silence: time passes without a word from this node.
+                let session = self.agents[&id].session;
+                for _ in 0..60 {
+                    let others: Vec<_> = self
+                        .agents
+                        .iter()
+                        .filter(|(other, agent)| **other != id && agent.session.is_some())
+                        .map(|(other, agent)| (other.clone(), agent.session.unwrap()))
+                        .collect();
+                    for (node, session) in others {
+                        self.tell(Event::Heard { node, session });
+                    }
+                    self.tick(100);
+                }
+                assert!(session.is_none() || self.agents[&id].session.is_none());
+            }
+            6 => {
+                let jobs: Vec<JobId> = self.disk.jobs.keys().copied().collect();
+                if let Some(job) = jobs.get(self.dice.below(jobs.len().max(1))).copied() {
+                    let event = if self.dice.one_in(2) { Event::Pause(job) } else { Event::Resume(job) };
+                    self.tell(event);
+                }
+            }
+            7 => {
+                let drain = self.dice.one_in(2);
+                if self.machine.node(&id).is_some() {
+                    self.tell(Event::Drain { node: id, drain });
+                }
+            }
+            8 if self.disk.jobs.len() < 4 => {
+                let (rows, priority) = (1 + self.dice.below(12), self.dice.below(2));
+                self.submit(u32::try_from(rows).unwrap(), i32::try_from(priority).unwrap());
+            }
+            _ => self.tick(3_000),
+        }
+    }
+
+    fn run(&mut self) {
+        self.submit(20, 0);
+        for _ in 0..STEPS_OF_FAULTS {
+            if self.dice.one_in(12) { self.fault() } else { self.go_on() }
+        }
+        self.note("faults stop".to_owned());
+        self.disk_full = false;
+        for name in NODES {
+            if self.machine.node(&name.into()).is_some() {
+                self.tell(Event::Drain { node: name.into(), drain: false });
+            }
+        }
+        for _ in 0..STEPS_TO_END {
+            let paused: Vec<JobId> = self
+                .machine
+                .jobs()
+                .filter(|job| job.record.state == JobState::Paused)
+                .map(|job| job.record.id)
+                .collect();
+            for job in paused {
+                self.tell(Event::Resume(job));
+            }
+            self.go_on();
+            if self.machine.jobs().all(|job| job.record.state.is_over()) && self.committing.is_empty() {
+                break;
+            }
+        }
+        for job in self.machine.jobs() {
+            assert_eq!(job.record.state, JobState::Completed, "{} did not end: {job:#?}", job.record.id);
+            let rows = self.disk.done.iter().filter(|(id, _)| *id == job.record.id).count();
+            assert_eq!(rows, job.record.rows_total as usize, "{} misses rows", job.record.id);
+        }
+    }
+}
+
+impl SimAgent {
+    /// What is under way on a connection is lost with it, in both directions.
+    fn cut(&mut self) {
+        self.session = None;
+        let lost = std::mem::take(&mut self.to_controller);
+        self.untold.extend(lost.into_iter().filter_map(|up| match up {
+            Up::Exited(exit) => Some(exit),
+            _ => None,
+        }));
+        self.to_agent.clear();
+    }
+
+    fn say(&mut self, up: Up) {
+        if self.session.is_some() {
+            self.to_controller.push_back(up);
+        } else if let Up::Exited(exit) = up {
+            self.untold.push(exit);
+        }
+    }
+
+    fn end_worker(&mut self, class: ExitClass) {
+        let Some(worker) = self.worker.take() else { return };
+        self.say(Up::Exited(WorkerExit {
+            worker: worker.key,
+            class,
+            status: "ended".to_owned(),
+            first_error: String::new(),
+            log_tail: vec![],
+        }));
+    }
+}
+
+fn play(seed: u64) {
+    let mut night = Night::new(seed);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| night.run()));
+    if let Err(panic) = outcome {
+        for line in night.trace.iter().rev().take(60).rev() {
+            println!("{line}");
+        }
+        println!("this night has seed {seed}: replay it with NIGHTSHIFT_SEED={seed}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn no_night_loses_or_doubles_a_row() {
+    if let Ok(seed) = std::env::var("NIGHTSHIFT_SEED") {
+        play(seed.parse().unwrap());
+        return;
+    }
+    let nights = std::env::var("NIGHTSHIFT_NIGHTS").map_or(NIGHTS, |nights| nights.parse().unwrap());
+    for seed in 0..nights {
+        play(seed);
+    }
+}

@@ -1,0 +1,352 @@
+//! Workers start, work, hang and end.
+
+use super::{
+    effect::{Command, StopMode},
+    event::{ExitClass, Now, ProgressNews, WorkerExit, WorkerPhase},
+    incidents::Opening,
+    machine::Machine,
+    rates::TokenRate,
+    rules::{self, Answer, ExitFacts},
+    state::{Backoff, StopReason, Worker},
+};
+use crate::model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey};
+
+impl Machine {
+    /// Starts a worker: a new epoch, recorded before the command goes out.
+    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId) {
+        let command_id = self.command_id();
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let settings = job.record.spec.settings(&self.policy);
+        let epoch = job.record.epoch.next();
+        job.record.epoch = epoch;
+        job.record.started_unix_ms.get_or_insert(now.unix_ms);
+        job.record.launches.retain(|launch| launch.node != *node);
+        job.record.launches.push(Launch { node: node.clone(), epoch });
+        let worker = Worker {
+            epoch,
+            node: node.clone(),
+            pid: 0,
+            phase: WorkerPhase::Starting,
+            stopping: None,
+            held_rows: 0,
+            active_rows: 0,
+            settings,
+            peak_memory_bytes: 0,
+            since_unix_ms: now.unix_ms,
+            last_step_mono_ms: now.mono_ms,
+            step: 0,
+            command_id,
+            rate: TokenRate::default(),
+        };
+        let key = worker.key(job_id);
+        let model = job.record.spec.model.clone();
+        job.workers.insert(node.clone(), worker);
+        self.record_job(job_id);
+        self.send(node, Command::StartWorker { command_id, worker: key, model, settings });
+        let message = format!("starting a worker for {job_id} on {node} (epoch {epoch})");
+        self.emit(Severity::Info, "worker-starting", Some(node), Some(job_id), message);
+    }
+
+    pub(super) fn stop(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        job_id: JobId,
+        mode: StopMode,
+        why: StopReason,
+        reason: &str,
+    ) {
+        let command_id = self.command_id();
+        let grace_ms = self.policy.stop_grace_ms;
+        let Some(worker) = self.jobs.get_mut(&job_id).and_then(|job| job.workers.get_mut(node)) else {
+            return;
+        };
+        if worker.stopping.is_some() && mode != StopMode::Kill {
+            return;
+        }
+        worker.stopping = Some(worker.stopping.unwrap_or(why));
+        worker.last_step_mono_ms = now.mono_ms;
+        let worker = worker.key(job_id);
+        self.send(
+            node,
+            Command::StopWorker { command_id, worker, mode, grace_ms, reason: reason.to_owned() },
+        );
+    }
+
+    fn worker_mut(&mut self, node: &NodeId, key: WorkerKey) -> Option<&mut Worker> {
+        let worker = self.jobs.get_mut(&key.job)?.workers.get_mut(node)?;
+        (worker.epoch == key.epoch && key.rank == 0).then_some(worker)
+    }
+
+    pub(super) fn on_worker_started(&mut self, now: Now, node: &NodeId, key: WorkerKey, pid: u32) {
+        if let Some(worker) = self.worker_mut(node, key) {
+            worker.pid = pid;
+            worker.phase = WorkerPhase::Loading;
+            worker.last_step_mono_ms = now.mono_ms;
+        }
+    }
+
+    pub(super) fn on_worker_ready(&mut self, now: Now, node: &NodeId, key: WorkerKey, load_ms: u64) {
+        let Some(worker) = self.worker_mut(node, key) else { return };
+        worker.phase = WorkerPhase::Idle;
+        worker.last_step_mono_ms = now.mono_ms;
+        let (pid, job) = (worker.pid, key.job);
+        self.incidents.close(now, "a new worker is ready", |incident| {
+            matches!(incident.fault, Fault::WorkerExited | Fault::WorkerSilent | Fault::AgentRestarted)
+                && incident.node.as_ref() == Some(node)
+                && incident.job == Some(job)
+        });
+        let message = format!(
+            "the worker of {job} on {node} is ready (pid {pid}, loaded in {:.1} s)",
+            load_ms as f64 / 1e3
+        );
+        self.emit(Severity::Info, "worker-ready", Some(node), Some(job), message);
+    }
+
+    pub(super) fn on_progress(&mut self, now: Now, node: &NodeId, news: ProgressNews) {
+        let Some(worker) = self.worker_mut(node, news.worker) else { return };
+        if worker.stopping.is_none() || news.phase == WorkerPhase::Stopping {
+            worker.phase = news.phase;
+        }
+        worker.active_rows = news.active_rows;
+        worker.peak_memory_bytes = worker.peak_memory_bytes.max(news.peak_memory_bytes);
+        worker.rate.note(now.mono_ms, news.generated_tokens);
+        if news.step != worker.step {
+            worker.step = news.step;
+            worker.last_step_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);
+        } else if news.phase == WorkerPhase::Idle {
+            worker.last_step_mono_ms = now.mono_ms;
+        }
+        let Some(job) = self.jobs.get_mut(&news.worker.job) else { return };
+        let mut grown: Vec<RowIx> = Vec::new();
+        for fresh in news.checkpoints {
+            let from_holder = job.leases.get(&fresh.row).is_some_and(|lease| {
+                lease.node == *node && lease.epoch == news.worker.epoch && lease.attempt == fresh.attempt
+            });
+            if from_holder
+                && join(job.checkpoints.entry(fresh.row).or_default(), fresh.offset, fresh.checkpoint)
+            {
+                grown.push(fresh.row);
+            }
+        }
+        if !grown.is_empty() {
+            self.out.push(super::effect::Effect::SaveCheckpoints { job: news.worker.job, rows: grown });
+        }
+    }
+
+    pub(super) fn on_command_refused(&mut self, now: Now, node: &NodeId, command_id: u64, problem: String) {
+        let starting = self.jobs.iter().find_map(|(id, job)| {
+            let worker = job.workers.get(node)?;
+            (worker.command_id == command_id && worker.phase == WorkerPhase::Starting)
+                .then(|| worker.key(*id))
+        });
+        if let Some(worker) = starting {
+            let exit = WorkerExit {
+                worker,
+                class: ExitClass::SpawnFailed,
+                status: "could not be started".to_owned(),
+                first_error: problem,
+                log_tail: Vec::new(),
+            };
+            self.on_worker_exited(now, node, &exit);
+        }
+    }
+
+    pub(super) fn on_worker_exited(&mut self, now: Now, node: &NodeId, exit: &WorkerExit) {
+        let WorkerKey { job: job_id, epoch, .. } = exit.worker;
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
+        let stopping = worker.stopping;
+        let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
+        job.workers.remove(node);
+        job.record.launches.retain(|launch| launch.node != *node);
+        let (rows, tokens_saved) = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
+        let answer = if asked {
+            Answer::Nothing
+        } else {
+            job.record.rows_requeued += rows;
+            if exit.class != ExitClass::Leftover {
+                job.failures_of_job += 1;
+            }
+            let backoff = job.backoff.entry(node.clone()).or_insert_with(Backoff::default);
+            backoff.failures_in_a_row += 1;
+            let facts = ExitFacts {
+                class: exit.class,
+                asked,
+                failures_in_a_row: backoff.failures_in_a_row,
+                failures_of_job: job.failures_of_job,
+            };
+            let answer = rules::answer(facts, &self.policy);
+            if let Answer::RestartAfter { pause_ms } = answer {
+                backoff.not_before_mono_ms = now.mono_ms + pause_ms;
+            }
+            answer
+        };
+        self.record_job(job_id);
+        if rules::is_fault(exit.class, asked) {
+            self.open_exit_incident(now, node, exit, stopping, answer, (rows, tokens_saved));
+        } else {
+            let message = format!("the worker of {job_id} on {node} (epoch {epoch}) ended");
+            self.emit(Severity::Info, "worker-ended", Some(node), Some(job_id), message);
+        }
+        self.carry_out(now, node, exit, answer);
+    }
+
+    fn open_exit_incident(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        stopping: Option<StopReason>,
+        answer: Answer,
+        (rows_requeued, tokens_saved): (u64, u64),
+    ) {
+        let job_id = exit.worker.job;
+        let fault = match (exit.class, stopping) {
+            (ExitClass::ModelUnreadable | ExitClass::ModelUnsupported, _) => Fault::ModelUnusable,
+            (_, Some(StopReason::Silent)) => Fault::WorkerSilent,
+            (ExitClass::Leftover, _) => Fault::AgentRestarted,
+            _ => Fault::WorkerExited,
+        };
+        let cause =
+            if exit.first_error.is_empty() { String::new() } else { format!(": {}", exit.first_error) };
+        let summary = format!("the worker of {job_id} on {node} {}{cause}", exit.status);
+        let action = answer.to_string();
+        self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
+        let mut evidence = Vec::new();
+        if !exit.first_error.is_empty() {
+            evidence.push(exit.first_error.clone());
+        }
+        evidence.extend(exit.log_tail.iter().cloned());
+        let opening = Opening {
+            node: Some(node.clone()),
+            job: Some(job_id),
+            summary,
+            action,
+            evidence,
+            rows_requeued,
+            tokens_saved,
+        };
+        self.incidents.open(now, fault, opening);
+    }
+
+    fn carry_out(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, answer: Answer) {
+        let job_id = exit.worker.job;
+        match answer {
+            Answer::Nothing | Answer::RestartAfter { .. } => {}
+            Answer::BarNode => {
+                let why =
+                    if exit.first_error.is_empty() { exit.status.clone() } else { exit.first_error.clone() };
+                let Some(job) = self.jobs.get_mut(&job_id) else { return };
+                job.unfit.insert(node.clone(), why);
+                // A node that is away may yet be able; it is asked when it returns.
+                let able = self.nodes.values().any(|node| {
+                    (node.session.is_some() || !node.silence_answered) && !job.unfit.contains_key(&node.id)
+                });
+                if !able {
+                    let why: Vec<String> =
+                        job.unfit.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+                    let model = job.record.spec.model.clone();
+                    self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
+                }
+            }
+            Answer::PauseJob => {
+                let failures = self.policy.failures_before_pause;
+                let Some(job) = self.jobs.get_mut(&job_id) else { return };
+                if job.record.state != JobState::Active {
+                    return;
+                }
+                let cause = if exit.first_error.is_empty() { &exit.status } else { &exit.first_error };
+                let detail = format!(
+                    "workers failed {failures} times in a row without finishing a row; the last: {cause}. \
+                     Look at `clusterctl logs {job_id}`, then `clusterctl resume {job_id}`"
+                );
+                job.record.state = JobState::Paused;
+                job.record.detail.clone_from(&detail);
+                self.record_job(job_id);
+                self.emit(
+                    Severity::Error,
+                    "job-paused",
+                    Some(node),
+                    Some(job_id),
+                    format!("{job_id} was paused: {detail}"),
+                );
+            }
+        }
+    }
+
+    /// Workers without a step for too long are ended; their rows come back with their exit.
+    pub(super) fn answer_hangs(&mut self, now: Now) {
+        let mut hung: Vec<(NodeId, JobId, Epoch, u64)> = Vec::new();
+        for id in &self.open_jobs {
+            let Some(job) = self.jobs.get(id) else { continue };
+            for worker in job.workers.values().filter(|worker| worker.stopping.is_none()) {
+                let budget_ms = match worker.phase {
+                    WorkerPhase::Starting | WorkerPhase::Loading => self.policy.load_budget_ms,
+                    _ => self.policy.step_budget_ms,
+                };
+                let connected = self.nodes.get(&worker.node).is_some_and(|node| node.session.is_some());
+                if connected && now.mono_ms > worker.last_step_mono_ms + budget_ms {
+                    hung.push((worker.node.clone(), *id, worker.epoch, budget_ms));
+                }
+            }
+        }
+        for (node, job, epoch, budget_ms) in hung {
+            let seconds = budget_ms / 1_000;
+            let reason =
+                format!("the worker of {job} on {node} (epoch {epoch}) took no step for {seconds} s");
+            self.emit(
+                Severity::Warning,
+                "worker-silent",
+                Some(&node),
+                Some(job),
+                format!("{reason}; it is ended"),
+            );
+            self.stop(now, &node, job, StopMode::Kill, StopReason::Silent, &reason);
+        }
+    }
+}
+
+/// Adds `fresh`, which begins after `offset` tokens, to what is known. Overlap is fine; a gap is not, and changes
+/// nothing. Returns whether anything was learned.
+fn join(known: &mut crate::model::Checkpoint, offset: u32, fresh: crate::model::Checkpoint) -> bool {
+    let (offset, known_len) = (offset as usize, known.tokens.len());
+    if offset == 0 && fresh.tokens.len() > known_len {
+        *known = fresh;
+        return true;
+    }
+    if offset != known_len || fresh.tokens.is_empty() {
+        return false;
+    }
+    known.tokens.extend_from_slice(&fresh.tokens);
+    known.logprobs_json = match (known.logprobs_json.as_slice(), fresh.logprobs_json) {
+        ([], fresh) => fresh,
+        (known, fresh) if fresh.is_empty() => known.to_vec(),
+        ([head @ .., b']'], fresh) => [head, b",", &fresh[1..]].concat(),
+        (known, _) => known.to_vec(),
+    };
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Checkpoint;
+
+    fn part(tokens: &[u32], logprobs: &str) -> Checkpoint {
+        Checkpoint { tokens: tokens.to_vec(), logprobs_json: logprobs.as_bytes().to_vec() }
+    }
+
+    #[test]
+    fn checkpoints_are_joined_in_order_and_gaps_change_nothing() {
+        let mut known = Checkpoint::default();
+        assert!(join(&mut known, 0, part(&[1, 2], "[0.1,0.2]")));
+        assert!(join(&mut known, 2, part(&[3], "[0.3]")));
+        assert_eq!(known, part(&[1, 2, 3], "[0.1,0.2,0.3]"));
+        assert!(!join(&mut known, 5, part(&[9], "[0.9]")), "a gap");
+        assert!(!join(&mut known, 1, part(&[2], "[0.2]")), "known already");
+        assert!(!join(&mut known, 0, part(&[1, 2], "[0.1,0.2]")), "an older whole one");
+        assert!(join(&mut known, 0, part(&[1, 2, 3, 4], "")));
+        assert_eq!(known, part(&[1, 2, 3, 4], ""));
+    }
+}

@@ -1,0 +1,244 @@
+//! Between the protocol's types and the controller's own.
+
+use nightshift_proto::v1;
+
+use crate::{
+    model::{Checkpoint, Epoch, JobId, JobSpec, NodeId, RowIx, WorkerKey},
+    recovery::{
+        CheckpointNews, ExitClass, HeldRow, NodeFacts, ProgressNews, ReportedWorker, ResultHead, StopMode,
+        WorkerExit, WorkerPhase, WorkerSettings,
+    },
+};
+
+/// Log lines kept as evidence of an exit; more would not be read.
+const EVIDENCE_LINES: usize = 50;
+/// The longest text taken over from an agent's report, in bytes.
+const EVIDENCE_LINE_BYTES: usize = 2_000;
+
+pub(crate) fn worker_key(worker: Option<v1::WorkerId>) -> WorkerKey {
+    let worker = worker.unwrap_or_default();
+    WorkerKey { job: JobId(worker.job_id), epoch: Epoch(worker.epoch), rank: worker.rank }
+}
+
+pub(crate) fn worker_id(key: WorkerKey) -> v1::WorkerId {
+    v1::WorkerId { job_id: key.job.0, epoch: key.epoch.0, rank: key.rank }
+}
+
+pub(crate) fn job_spec(spec: v1::JobSpec) -> JobSpec {
+    JobSpec {
+        name: spec.name,
+        model: spec.model,
+        priority: spec.priority,
+        max_batch_rows: spec.max_batch_rows,
+        default_max_tokens: spec.default_max_tokens,
+        prefill_step_tokens: spec.prefill_step_tokens,
+        submission_id: spec.submission_id,
+    }
+}
+
+pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
+    NodeFacts {
+        boot_id: hello.observation.as_ref().map(|seen| seen.boot_id.clone()).unwrap_or_default(),
+        agent_instance_id: hello.agent_instance_id.clone(),
+        runtime_problem: runtime_problem(hello.runtime.as_ref()),
+    }
+}
+
+pub(crate) fn runtime_problem(runtime: Option<&v1::RuntimeStatus>) -> Option<String> {
+    match runtime {
+        Some(runtime) if runtime.ready => None,
+        Some(runtime) if !runtime.problem.is_empty() => Some(clip(&runtime.problem)),
+        _ => Some("its Python runtime is not ready".to_owned()),
+    }
+}
+
+pub(crate) fn settings(options: Option<v1::WorkerOptions>) -> WorkerSettings {
+    let options = options.unwrap_or_default();
+    WorkerSettings {
+        max_batch_rows: options.max_batch_rows.max(1),
+        prefill_batch_rows: options.prefill_batch_rows,
+        prefill_step_tokens: options.prefill_step_tokens,
+        checkpoint_interval_ms: options.checkpoint_interval_ms,
+        default_max_tokens: options.default_max_tokens,
+    }
+}
+
+pub(crate) fn options(settings: WorkerSettings) -> v1::WorkerOptions {
+    v1::WorkerOptions {
+        max_batch_rows: settings.max_batch_rows,
+        prefill_batch_rows: settings.prefill_batch_rows,
+        prefill_step_tokens: settings.prefill_step_tokens,
+        checkpoint_interval_ms: settings.checkpoint_interval_ms,
+        default_max_tokens: settings.default_max_tokens,
+    }
+}
+
+pub(crate) fn phase(phase: v1::WorkerPhase) -> WorkerPhase {
+    match phase {
+        v1::WorkerPhase::Unspecified | v1::WorkerPhase::Starting => WorkerPhase::Starting,
+        v1::WorkerPhase::Loading => WorkerPhase::Loading,
+        v1::WorkerPhase::Idle => WorkerPhase::Idle,
+        v1::WorkerPhase::Prefill => WorkerPhase::Prefill,
+        v1::WorkerPhase::Decode => WorkerPhase::Decode,
+        v1::WorkerPhase::Stopping => WorkerPhase::Stopping,
+    }
+}
+
+pub(crate) fn phase_out(phase: WorkerPhase) -> v1::WorkerPhase {
+    match phase {
+        WorkerPhase::Starting => v1::WorkerPhase::Starting,
+        WorkerPhase::Loading => v1::WorkerPhase::Loading,
+        WorkerPhase::Idle => v1::WorkerPhase::Idle,
+        WorkerPhase::Prefill => v1::WorkerPhase::Prefill,
+        WorkerPhase::Decode => v1::WorkerPhase::Decode,
+        WorkerPhase::Stopping => v1::WorkerPhase::Stopping,
+    }
+}
+
+pub(crate) fn stop_mode(mode: StopMode) -> v1::StopMode {
+    match mode {
+        StopMode::FinishStarted => v1::StopMode::FinishStarted,
+        StopMode::Checkpoint => v1::StopMode::Checkpoint,
+        StopMode::Kill => v1::StopMode::Kill,
+    }
+}
+
+pub(crate) fn reported_worker(worker: &v1::RunningWorker) -> ReportedWorker {
+    ReportedWorker {
+        worker: worker_key(worker.worker),
+        pid: worker.pid,
+        phase: phase(worker.phase()),
+        step: worker.step,
+        settings: settings(worker.options),
+        rows: worker
+            .rows
+            .iter()
+            .map(|held| HeldRow { row: RowIx(held.row), attempt: held.attempt })
+            .collect(),
+    }
+}
+
+pub(crate) fn result_head(result: &v1::RowResult) -> ResultHead {
+    ResultHead {
+        spool_seq: result.spool_seq,
+        worker: worker_key(result.worker),
+        row: RowIx(result.row),
+        attempt: result.attempt,
+        // Anything outside of HTTP's range is the worker's fault, so it is filed as such.
+        status_code: u16::try_from(result.status_code)
+            .ok()
+            .filter(|code| (100..600).contains(code))
+            .unwrap_or(500),
+        prompt_tokens: result.prompt_tokens,
+        completion_tokens: result.completion_tokens,
+    }
+}
+
+pub(crate) fn progress(progress: v1::Progress) -> ProgressNews {
+    ProgressNews {
+        worker: worker_key(progress.worker),
+        phase: phase(progress.phase()),
+        step: progress.step,
+        step_age_ms: progress.step_age_ms,
+        active_rows: progress.active_rows,
+        generated_tokens: progress.generated_tokens,
+        peak_memory_bytes: progress.peak_memory_bytes,
+        checkpoints: progress
+            .checkpoints
+            .into_iter()
+            .map(|fresh| CheckpointNews {
+                row: RowIx(fresh.row),
+                attempt: fresh.attempt,
+                offset: fresh.offset,
+                checkpoint: Checkpoint { tokens: fresh.tokens, logprobs_json: fresh.logprobs_json },
+            })
+            .collect(),
+    }
+}
+
+pub(crate) fn worker_exit(worker: WorkerKey, exited: &v1::WorkerExited) -> WorkerExit {
+    let class = match exited.class() {
+        v1::ExitClass::Orderly => ExitClass::Orderly,
+        v1::ExitClass::SpawnFailed => ExitClass::SpawnFailed,
+        v1::ExitClass::ModelUnreadable => ExitClass::ModelUnreadable,
+        v1::ExitClass::ModelUnsupported => ExitClass::ModelUnsupported,
+        v1::ExitClass::OutOfMemory => ExitClass::OutOfMemory,
+        v1::ExitClass::GpuFault => ExitClass::GpuFault,
+        v1::ExitClass::LinkFault => ExitClass::LinkFault,
+        v1::ExitClass::Signalled => ExitClass::Signalled,
+        v1::ExitClass::Unspecified | v1::ExitClass::Crashed => ExitClass::Crashed,
+        v1::ExitClass::Killed => ExitClass::Killed,
+        v1::ExitClass::Leftover => ExitClass::Leftover,
+    };
+    let status = match (class, exited.signal, exited.exit_code) {
+        (ExitClass::SpawnFailed, ..) => "could not be started".to_owned(),
+        (ExitClass::Leftover, ..) => "ended with its agent".to_owned(),
+        (_, Some(signal), _) => format!("was ended by {}", signal_name(signal)),
+        (_, None, Some(code)) => format!("exited with status {code}"),
+        (_, None, None) => "ended".to_owned(),
+    };
+    let first_kept = exited.log_tail.len().saturating_sub(EVIDENCE_LINES);
+    WorkerExit {
+        worker,
+        class,
+        status,
+        first_error: clip(&exited.first_error),
+        log_tail: exited.log_tail[first_kept..].iter().map(|line| clip(line)).collect(),
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    nix::sys::signal::Signal::try_from(signal)
+        .map_or_else(|_| format!("signal {signal}"), |s| s.as_str().to_owned())
+}
+
+fn clip(text: &str) -> String {
+    let mut end = text.len().min(EVIDENCE_LINE_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// A node's name as agents may choose it: what fits in a sentence, a file name and a host name.
+pub(crate) fn node_id(name: &str) -> Result<NodeId, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+        return Err(format!(
+            "node id {name:?} is refused: it must be 1 to 63 letters, digits, dots, dashes or underscores (set node_id)"
+        ));
+    }
+    Ok(NodeId::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_are_checked() {
+        assert_eq!(node_id("studio-1.local").map(|id| id.to_string()), Ok("studio-1.local".to_owned()));
+        for wrong in ["", "a b", "ä", "x/y", &"n".repeat(64)] {
+            assert!(node_id(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn ends_are_put_into_words() {
+        let key = worker_key(None);
+        let with = |class: v1::ExitClass, signal, exit_code| {
+            let exited = v1::WorkerExited { class: class.into(), signal, exit_code, ..Default::default() };
+            worker_exit(key, &exited).status
+        };
+        assert_eq!(with(v1::ExitClass::Signalled, Some(9), None), "was ended by SIGKILL");
+        assert_eq!(with(v1::ExitClass::Crashed, None, Some(3)), "exited with status 3");
+        assert_eq!(with(v1::ExitClass::SpawnFailed, None, None), "could not be started");
+        assert_eq!(with(v1::ExitClass::Leftover, Some(9), None), "ended with its agent");
+        assert_eq!(with(v1::ExitClass::Unspecified, None, None), "ended");
+    }
+
+    #[test]
+    fn texts_are_clipped_at_a_character() {
+        assert_eq!(clip(&"ä".repeat(3_000)).chars().count(), 1_000);
+    }
+}

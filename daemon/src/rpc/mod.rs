@@ -1,0 +1,9 @@
+//! The services: agents' sessions, the control service for people, and the standard health and reflection services.
+//! Nothing here decides anything; requests are checked, translated and handed to the driver.
+
+mod control;
+pub(crate) mod convert;
+mod serve;
+mod session;
+
+pub use serve::{Error, Options, serve};

@@ -1,0 +1,180 @@
+//! Puts the controller together and runs it until it is told to stop.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    driver, ledger, rpc,
+    watch_config::{self, Overlay},
+};
+
+/// How long open calls may take to end after a stop was asked for.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the controller is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration, flags included.
+    pub config: Config,
+    /// The file it came from, to be followed.
+    pub config_file: Option<PathBuf>,
+    /// The flags over it.
+    pub overlay: Overlay,
+}
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path}")]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another controller has it.
+    #[error(
+        "another clusterd is using the state directory {path}; stop it, or choose another with --state-dir"
+    )]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The ledger cannot be used.
+    #[error("cannot open the ledger")]
+    Ledger(#[from] ledger::Error),
+    /// The services failed.
+    #[error(transparent)]
+    Rpc(#[from] rpc::Error),
+    /// The configuration file cannot be followed.
+    #[error(transparent)]
+    Watch(#[from] watch_config::Error),
+    /// The driver ended by a panic.
+    #[error("the driver ended unexpectedly; the log says why")]
+    Driver(#[from] tokio::task::JoinError),
+}
+
+/// Runs until `cancel` is cancelled, then stops in order: no new calls, connections ended, ledger flushed.
+///
+/// # Errors
+/// When it cannot start, or a part of it fails for good.
+pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Error> {
+    let Options { config, config_file, overlay } = options;
+    let state_dir = config.controller.state_dir.clone();
+    let unusable = |source| Error::StateDir { path: state_dir.clone(), source };
+    fs::create_dir_all(&state_dir).map_err(unusable)?;
+    let _lock = lock(&state_dir)?;
+    let address = config.controller.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| rpc::Error::Bind { address, source })?;
+    let address = listener.local_addr().map_err(|source| rpc::Error::Bind { address, source })?;
+
+    let ledger_options = ledger::Options {
+        state_dir: state_dir.clone(),
+        sled_cache_bytes: config.limits.ledger_cache_bytes,
+        disk_reserve_bytes: config.limits.disk_reserve_bytes,
+        max_events: config.limits.max_events,
+        ..ledger::Options::default()
+    };
+    let opened = tokio::task::spawn_blocking(move || ledger::open(ledger_options)).await?;
+    let (ledger, replay) = opened?;
+    let (limits_sender, limits) = watch::channel(watch_config::intake_limits(&config));
+    let (driver, driver_task) = driver::run(
+        driver::Options {
+            config: config.clone(),
+            state_dir: state_dir.clone(),
+            listen_address: address.to_string(),
+            ledger: ledger.clone(),
+            replay,
+            notes: Vec::new(),
+        },
+        cancel.clone(),
+    );
+    let follower = config_file.map(|path| {
+        let options = watch_config::Options {
+            path,
+            overlay,
+            running: config,
+            driver: driver.clone(),
+            limits: limits_sender,
+        };
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            if let Err(error) = watch_config::follow(options, cancel).await {
+                tracing::warn!(error = %driver::chain(&error), "changes of the configuration take effect at the next start only");
+            }
+        })
+    });
+    write_address(&state_dir, address).map_err(unusable)?;
+    tracing::info!(%address, state_dir = %state_dir.display(), "serving");
+
+    let services =
+        rpc::serve(rpc::Options { listener, driver, state_dir: state_dir.clone(), limits }, cancel.clone());
+    let mut services = std::pin::pin!(services);
+    let mut driver_task = driver_task;
+    let served = tokio::select! {
+        served = &mut services => served.map_err(Error::from),
+        ended = &mut driver_task => {
+            cancel.cancel();
+            finish(ledger, &state_dir).await;
+            return ended.map_err(Error::from);
+        }
+        () = cancel.cancelled() => {
+            match tokio::time::timeout(STOP_TIMEOUT, &mut services).await {
+                Ok(served) => served.map_err(Error::from),
+                Err(_) => {
+                    tracing::warn!("some calls did not end in time; stopping without them");
+                    Ok(())
+                }
+            }
+        }
+    };
+    cancel.cancel();
+    driver_task.await?;
+    if let Some(follower) = follower {
+        follower.await?;
+    }
+    finish(ledger, &state_dir).await;
+    served
+}
+
+async fn finish(ledger: ledger::Handle, state_dir: &Path) {
+    if let Err(error) = ledger.shutdown().await {
+        tracing::warn!(error = %driver::chain(&error), "the ledger was not closed cleanly; it is repaired at the next start");
+    }
+    // A stale address would send clients to whoever has the port next.
+    let _ = fs::remove_file(state_dir.join("clusterd.addr"));
+    tracing::info!("stopped");
+}
+
+/// One controller a state directory. The lock goes with the process, however it ends.
+fn lock(state_dir: &Path) -> Result<Flock<File>, Error> {
+    let failed = |source| Error::StateDir { path: state_dir.to_owned(), source };
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(state_dir.join("lock"))
+        .map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => Error::InUse { path: state_dir.to_owned() },
+        other => failed(other.into()),
+    })
+}
+
+fn write_address(state_dir: &Path, address: SocketAddr) -> io::Result<()> {
+    let staged = state_dir.join("clusterd.addr.new");
+    let mut file = File::create(&staged)?;
+    writeln!(file, "{address}")?;
+    fs::rename(staged, state_dir.join("clusterd.addr"))
+}
