@@ -1,0 +1,233 @@
+//! Puts the parts together and takes them down in the right order.
+//!
+//! Up: lock, leftovers of an earlier agent, spool, epochs, the worker's program, runtime, probe, supervisor, session. Down,
+//! when asked to end: workers hand back what they hold, the session sends it, the spool is synced.
+
+use std::{
+    fs,
+    hash::{BuildHasher as _, RandomState},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use nix::sys::stat::Mode;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Settings,
+    epochs::{self, Epochs},
+    leftovers, lock,
+    lock::InstanceLock,
+    logging::LogStore,
+    probe, runtime, session, spool, supervisor,
+    worker::{
+        code,
+        process::{Launcher, LauncherOptions},
+    },
+};
+
+/// How often to look whether somebody has installed the runtime anew.
+const RUNTIME_LOOK: Duration = Duration::from_secs(10);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else does.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// See [`leftovers`].
+    #[error(transparent)]
+    Leftovers(#[from] leftovers::Error),
+    /// See [`spool`].
+    #[error(transparent)]
+    Spool(#[from] spool::Error),
+    /// See [`epochs`].
+    #[error(transparent)]
+    Epochs(#[from] epochs::Error),
+    /// See [`code`].
+    #[error(transparent)]
+    Code(#[from] code::Error),
+    /// The state directory or a thread cannot be made.
+    #[error("cannot {what}")]
+    Io {
+        /// Do what.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A part has ended that should not.
+    #[error("{0} has ended by itself; the log tells more")]
+    Broken(&'static str),
+}
+
+/// Runs the agent until `stop` is cancelled and everything has ended in order.
+///
+/// # Errors
+/// Why it cannot begin, or which part broke.
+pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) -> Result<(), Error> {
+    let dir = &settings.state_dir;
+    make_private(dir)?;
+    let _lock = InstanceLock::acquire(dir)?;
+    let records_dir = dir.join("workers");
+    make_private(&records_dir)?;
+
+    let native = probe::native(probe::Options { state_dir: dir.clone(), boot_id: settings.boot_id.clone() });
+    let probe = probe::watch::run(native).map_err(io("start the probe's thread"))?;
+    let boot_id = probe.subscribe().borrow().boot_id.clone();
+    let leftovers = end_leftovers(records_dir.clone(), boot_id.clone()).await?;
+    let store = spool::Store::open(spool::Options {
+        dir: dir.join("spool"),
+        max_bytes: settings.spool_max_bytes,
+        segment_bytes: spool::store::DEFAULT_SEGMENT_BYTES,
+        boot_id: boot_id.clone(),
+    })?;
+    let spool = spool::run(store).map_err(io("start the spool's thread"))?;
+    let epochs = Epochs::open(&dir.join("epochs.json"))?;
+    let code_dir = code::write(&dir.join("worker-code"))?;
+    let runtime = watch_runtime(&settings, stop.clone()).await;
+
+    tracing::info!(
+        node = settings.node_id, state_dir = %dir.display(), controller = %settings.controller,
+        version = env!("CARGO_PKG_VERSION"), "the agent is up"
+    );
+    let supervisor = supervisor::run(
+        supervisor::Options {
+            records_dir,
+            launcher: launcher(&settings, &code_dir),
+            epochs,
+            spool: spool.clone(),
+            logs: logs.clone(),
+            runtime: runtime.clone(),
+            boot_id,
+            max_workers: settings.max_workers,
+            model_roots: settings.model_roots.clone(),
+            grace: settings.worker_grace,
+            leftovers,
+        },
+        stop.clone(),
+    );
+    // Ends when the supervisor has, and what it left has been sent.
+    session::run(session::Options {
+        controller: settings.controller,
+        node_id: settings.node_id,
+        instance_id: fresh_id(),
+        model_roots: settings.model_roots,
+        supervisor: supervisor.clone(),
+        spool: spool.clone(),
+        logs,
+        probe,
+        runtime,
+    })
+    .await;
+    spool.close().await;
+    if stop.is_cancelled() {
+        tracing::info!("the agent has ended in order");
+        Ok(())
+    } else {
+        Err(Error::Broken("the supervisor"))
+    }
+}
+
+fn launcher(settings: &Settings, code_dir: &Path) -> Launcher {
+    Launcher::new(LauncherOptions {
+        python: &runtime::interpreter(&settings.runtime_dir),
+        code_dir,
+        dir: &settings.state_dir,
+        hf_home: settings.hf_home.as_deref(),
+        hf_hub_offline: settings.hf_hub_offline,
+        command: settings.worker_command.as_deref(),
+    })
+}
+
+/// Makes a directory only its owner may look into: prompts and answers pass through it.
+fn make_private(dir: &Path) -> Result<(), Error> {
+    let making = || format!("make the directory {}", dir.display());
+    fs::create_dir_all(dir).map_err(|source| Error::Io { what: making(), source })?;
+    nix::sys::stat::fchmodat(
+        nix::fcntl::AT_FDCWD,
+        dir,
+        Mode::S_IRWXU,
+        nix::sys::stat::FchmodatFlags::FollowSymlink,
+    )
+    .map_err(|errno| Error::Io { what: making(), source: errno.into() })
+}
+
+async fn end_leftovers(
+    dir: PathBuf,
+    boot_id: Option<String>,
+) -> Result<Vec<crate::worker::task::Departure>, Error> {
+    let ended =
+        tokio::task::spawn_blocking(move || leftovers::end_all(&dir, boot_id.as_deref(), leftovers::GRACE))
+            .await;
+    let ended = ended.map_err(|error| Error::Io {
+        what: "look for workers left behind".to_owned(),
+        source: io::Error::other(error),
+    })??;
+    if !ended.is_empty() {
+        tracing::info!(
+            workers = ended.len(),
+            "an earlier agent did not end in order; its workers are gone now"
+        );
+    }
+    Ok(ended)
+}
+
+/// The runtime's status now, and whenever it is installed anew.
+async fn watch_runtime(
+    settings: &Settings,
+    stop: CancellationToken,
+) -> watch::Receiver<Arc<runtime::Status>> {
+    let dir = settings.runtime_dir.clone();
+    if settings.worker_command.is_some() {
+        // Whatever is started in place of the worker says itself whether it can run.
+        let status = runtime::Status { ready: true, ..Default::default() };
+        let (keep, status) = watch::channel(Arc::new(status));
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            drop(keep);
+        });
+        return status;
+    }
+    let mut seen = changed_at(&dir);
+    let first = runtime::glance(&dir).await;
+    if let Some(problem) = &first.problem {
+        tracing::warn!(problem, "workers cannot run here");
+    }
+    let (publish, status) = watch::channel(Arc::new(first));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return publish.closed().await,
+                () = tokio::time::sleep(RUNTIME_LOOK) => {}
+            }
+            let now = changed_at(&dir);
+            if now != std::mem::replace(&mut seen, now) {
+                let status = runtime::glance(&dir).await;
+                publish.send_if_modified(|before| {
+                    let differs = **before != status;
+                    *before = Arc::new(status);
+                    differs
+                });
+            }
+        }
+    });
+    status
+}
+
+/// When the marker of the runtime was written; `None` while there is none.
+fn changed_at(dir: &Path) -> Option<SystemTime> {
+    fs::metadata(runtime::marker::path(dir)).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// A number no other start of an agent has.
+fn fresh_id() -> String {
+    // Each state is seeded by the system's random numbers.
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
+}
+
+fn io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { what: what.to_owned(), source }
+}

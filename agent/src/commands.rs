@@ -1,0 +1,208 @@
+//! What the command line understands, and what it calls for it.
+//!
+//! Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. `runtime check` ends with 1 when the runtime is
+//! not fit.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use nightshift_agent::{
+    agent,
+    config::{self, Overrides, Settings},
+    logging::{self, LogStore},
+    paths::Surroundings,
+    probe, runtime,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Watch this machine and run its MLX workers for the Nightshift controller.
+#[derive(Debug, Parser)]
+#[command(name = "cluster-agent", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until it is told to end.
+    Run(Run),
+    /// Install, check or use the workers' Python runtime.
+    #[command(subcommand)]
+    Runtime(Runtime),
+    /// Print what this machine says about itself.
+    Probe(Probe),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Read settings from this TOML file; flags override it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Dial the controller here [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "ADDRESS")]
+    controller: Option<String>,
+    /// Keep the agent's state here.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Name this node, uniquely in the cluster [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    node_id: Option<String>,
+    /// Use the Python runtime here: the virtual environment itself.
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// Log into daily files here, 14 of them kept, and not to stderr.
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    boot_id: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Runtime {
+    /// Make the virtual environment with MLX and mlx-lm, unless it is there.
+    Install {
+        #[command(flatten)]
+        at: RuntimeDir,
+        /// Build it with this interpreter [default: the newest that is found].
+        #[arg(long, value_name = "PATH")]
+        python: Option<PathBuf>,
+    },
+    /// Import MLX in it and compare versions.
+    Check {
+        #[command(flatten)]
+        at: RuntimeDir,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a model directory with random weights, for tests and the demo.
+    #[command(disable_help_flag = true)]
+    TinyModel {
+        #[command(flatten)]
+        at: RuntimeDir,
+        /// --arch llama|qwen3|qwen3_moe|gpt_oss|deepseek_v3|glm4_moe --out DIR and more; see --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RuntimeDir {
+    /// Where the runtime is: the virtual environment itself [default: $NIGHTSHIFT_RUNTIME_DIR, or a place of its own].
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+impl RuntimeDir {
+    fn resolve(self) -> Result<PathBuf, config::Error> {
+        config::runtime_dir(self.runtime_dir, &Surroundings::here())
+    }
+}
+
+#[derive(Debug, Args)]
+struct Probe {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    boot_id: Option<String>,
+}
+
+/// Carries a command out.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Run(arguments) => run_agent(arguments).await,
+        Command::Runtime(Runtime::Install { at, python }) => install(at.resolve()?, python).await,
+        Command::Runtime(Runtime::Check { at, json }) => check(at.resolve()?, json).await,
+        Command::Runtime(Runtime::TinyModel { at, arguments }) => {
+            runtime::tiny_model::make(&at.resolve()?, &arguments).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Probe(arguments) => print_probe(arguments),
+    }
+}
+
+async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
+    let file = arguments.config.as_deref().map(Overrides::read).transpose()?.unwrap_or_default();
+    let flags = Overrides {
+        controller: arguments.controller,
+        state_dir: arguments.state_dir,
+        node_id: arguments.node_id,
+        runtime_dir: arguments.runtime_dir,
+        log_dir: arguments.log_dir,
+        boot_id: arguments.boot_id,
+        ..Overrides::default()
+    };
+    let given = flags.over(file);
+    let (log_dir, log_filter) = (given.log_dir.clone(), given.log_filter.clone());
+    let settings = Settings::resolve(given, &Surroundings::here())?;
+
+    let logs = LogStore::default();
+    let _guard = logging::setup::init(log_dir.as_deref(), log_filter.as_deref(), &logs)?;
+    let stop = CancellationToken::new();
+    let ending = stop.clone();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("asked to end");
+        ending.cancel();
+    });
+    agent::run(settings, logs, stop).await.inspect_err(|error| tracing::error!("{error}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn install(dir: PathBuf, python: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let outcome = runtime::install(&dir, python.as_deref(), &mut |words| {
+        // Progress that nobody can read is no reason to stop.
+        let _ = writeln!(io::stderr().lock(), "{words}");
+    })
+    .await?;
+    let (runtime::install::Outcome::AlreadyReady(status) | runtime::install::Outcome::Installed(status)) =
+        outcome;
+    writeln!(io::stdout().lock(), "{}", describe(&status))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(dir: PathBuf, json: bool) -> anyhow::Result<ExitCode> {
+    let status = runtime::check(&dir).await;
+    let text = if json { serde_json::to_string(&status)? } else { describe(&status) };
+    writeln!(io::stdout().lock(), "{text}")?;
+    Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn describe(status: &runtime::Status) -> String {
+    match &status.problem {
+        Some(problem) => format!("The runtime is not ready: {problem}."),
+        None => {
+            let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
+            format!(
+                "The runtime is ready: Python {}, MLX {}, mlx-lm {} ({}).",
+                version(&status.python_version),
+                version(&status.mlx_version),
+                version(&status.mlx_lm_version),
+                status.python.display()
+            )
+        }
+    }
+}
+
+fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
+    let state_dir = Surroundings::here().state_dir().unwrap_or_else(|| PathBuf::from("/"));
+    // Before the agent first ran its directory is not there, but the disk it will be on is.
+    let existing = state_dir.ancestors().find(|dir| dir.exists()).unwrap_or(&state_dir).to_owned();
+    let seen = probe::native(probe::Options { state_dir: existing, boot_id: arguments.boot_id }).observe();
+    let text = if arguments.json { serde_json::to_string(&seen)? } else { probe::text::describe(&seen) };
+    writeln!(io::stdout().lock(), "{}", text.trim_end()).context("cannot write to stdout")?;
+    Ok(ExitCode::SUCCESS)
+}

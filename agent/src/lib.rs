@@ -1,0 +1,39 @@
+//! `cluster-agent`: watches one machine, runs its MLX workers, and reports to the controller.
+//!
+//! What the agent promises:
+//!
+//! * a result a worker wrote is kept (see [`spool`]) until the controller says it is durable there;
+//! * a worker never outlives its agent by more than the moment its input takes to close, and what is left behind by a
+//!   killed agent is found and ended at the next start (see [`leftovers`]);
+//! * a worker of an old launch is never started (see [`epochs`]);
+//! * it works on without the controller, and costs next to nothing while there is nothing to do.
+//!
+//! ```text
+//!                      controller
+//!                          │ one gRPC stream (session)
+//!      ┌───────────────────┼───────────────────────┐
+//!      │ probe ──────► session ◄────── spool ◄──┐  │
+//!      │ logging ────►    │                     │  │
+//!      │              supervisor ─┬─ worker task┤  │
+//!      │                          └─ worker task┘  │
+//!      └──────────────────────────────│────────────┘
+//!                                Python process (JSON lines)
+//! ```
+
+pub mod agent;
+pub mod config;
+pub mod durable;
+pub mod epochs;
+pub mod leftovers;
+pub mod link_prep;
+pub mod lock;
+pub mod logging;
+pub mod paths;
+pub mod probe;
+pub mod runtime;
+pub mod session;
+pub mod spool;
+pub mod supervisor;
+pub mod sys;
+pub mod util;
+pub mod worker;

@@ -1,0 +1,55 @@
+//! What the machine says about itself.
+//!
+//! The promise: what a probe cannot learn is absent, never zero, and a probe that fails says so in
+//! [`Observation::problems`] while the rest of the observation stands.
+//!
+//! * [`observation`] is the plain data and its wire form;
+//! * [`parse`] turns the text of files and tools into values, without touching the system;
+//! * `linux` and `macos` do the reading, behind [`Probe`];
+//! * [`watch`] is the thread that probes regularly, and at once when a link changes.
+
+pub mod interfaces;
+pub mod observation;
+pub mod parse;
+pub mod text;
+pub mod watch;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as native_probe;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as native_probe;
+
+use std::path::PathBuf;
+
+pub use observation::{Gpu, Interface, Memory, Observation};
+
+/// One machine, asked.
+pub trait Probe: Send {
+    /// Everything, now.
+    fn observe(&mut self) -> Observation;
+
+    /// Only the network interfaces: cheap enough for every second, because a lost link must be seen within one.
+    ///
+    /// # Errors
+    /// One sentence when the system does not list them.
+    fn interfaces(&mut self) -> Result<Vec<Interface>, String>;
+}
+
+/// What the native probe needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its file system's free space is observed.
+    pub state_dir: PathBuf,
+    /// In place of the machine's own; for tests of reboots.
+    pub boot_id: Option<String>,
+}
+
+/// The probe of the machine this runs on.
+#[must_use]
+pub fn native(options: Options) -> Box<dyn Probe> {
+    Box::new(native_probe::Native::new(options))
+}

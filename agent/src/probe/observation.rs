@@ -1,0 +1,151 @@
+//! An observation as plain data, its JSON form (`cluster-agent probe --json`) and its wire form.
+
+use nightshift_proto::v1;
+use serde::Serialize;
+
+/// What a machine says about itself at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Observation {
+    /// When, by this machine's clock.
+    pub observed_unix_ms: u64,
+    /// Changes with every boot.
+    pub boot_id: Option<String>,
+    /// `linux` or `macos`.
+    pub os_name: String,
+    /// Kernel release on Linux, build version on macOS.
+    pub os_build: Option<String>,
+    /// For example `aarch64`.
+    pub arch: String,
+    /// For example `Mac16,9`.
+    pub hardware_model: Option<String>,
+    /// See [`Memory`].
+    pub memory: Memory,
+    /// Load average over one minute.
+    pub load_1m: Option<f64>,
+    /// Logical processors this process may use.
+    pub cpu_count: Option<u32>,
+    /// Sorted by name.
+    pub interfaces: Vec<Interface>,
+    /// `None`: not known whether there is one.
+    pub gpu: Option<Gpu>,
+    /// Free for us on the file system of the state directory.
+    pub disk_available_bytes: Option<u64>,
+    /// Probes that failed, a sentence each.
+    pub problems: Vec<String>,
+}
+
+/// Memory, in bytes and percent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Memory {
+    /// Installed.
+    pub total_bytes: Option<u64>,
+    /// What new work can have without swapping.
+    pub available_bytes: Option<u64>,
+    /// Not pageable.
+    pub wired_bytes: Option<u64>,
+    /// Size of swap.
+    pub swap_total_bytes: Option<u64>,
+    /// Used swap.
+    pub swap_used_bytes: Option<u64>,
+    /// Share of the last 10 s in which some task waited for memory (Linux PSI).
+    pub pressure_some_avg10_percent: Option<f64>,
+    /// The same, all tasks at once.
+    pub pressure_full_avg10_percent: Option<f64>,
+    /// What the GPU may use.
+    pub gpu_working_set_bytes: Option<u64>,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// For example `en5`.
+    pub name: String,
+    /// The link's physical state.
+    pub carrier: Option<bool>,
+    /// Administratively up.
+    pub up: bool,
+    /// The loopback interface.
+    pub loopback: bool,
+    /// With prefix length, sorted: `10.0.0.1/30`.
+    pub addresses: Vec<String>,
+    /// Speed of the link.
+    pub speed_bits_per_s: Option<u64>,
+    /// Hardware address, empty where there is none.
+    pub mac: String,
+}
+
+/// The GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// Whether there is one that MLX can use.
+    pub present: bool,
+    /// Its name.
+    pub name: String,
+    /// Restarts since boot (FIELD-NOTES 3).
+    pub recovery_count: Option<u64>,
+}
+
+impl Observation {
+    /// The message of the session protocol. Strings the protocol has no absence for are empty when not known.
+    #[must_use]
+    pub fn to_proto(&self) -> v1::Observation {
+        v1::Observation {
+            observed_unix_ms: self.observed_unix_ms,
+            boot_id: self.boot_id.clone().unwrap_or_default(),
+            os_name: self.os_name.clone(),
+            os_build: self.os_build.clone().unwrap_or_default(),
+            arch: self.arch.clone(),
+            hardware_model: self.hardware_model.clone().unwrap_or_default(),
+            memory: Some(v1::Memory {
+                total_bytes: self.memory.total_bytes,
+                available_bytes: self.memory.available_bytes,
+                wired_bytes: self.memory.wired_bytes,
+                swap_total_bytes: self.memory.swap_total_bytes,
+                swap_used_bytes: self.memory.swap_used_bytes,
+                pressure_some_avg10_percent: self.memory.pressure_some_avg10_percent,
+                pressure_full_avg10_percent: self.memory.pressure_full_avg10_percent,
+                gpu_working_set_bytes: self.memory.gpu_working_set_bytes,
+            }),
+            load_1m: self.load_1m,
+            cpu_count: self.cpu_count.unwrap_or_default(),
+            interfaces: self.interfaces.iter().map(Interface::to_proto).collect(),
+            gpu: self.gpu.as_ref().map(|gpu| v1::Gpu {
+                present: gpu.present,
+                name: gpu.name.clone(),
+                recovery_count: gpu.recovery_count,
+            }),
+            disk_available_bytes: self.disk_available_bytes,
+            problems: self.problems.clone(),
+        }
+    }
+}
+
+impl Interface {
+    fn to_proto(&self) -> v1::NetworkInterface {
+        v1::NetworkInterface {
+            name: self.name.clone(),
+            carrier: self.carrier,
+            up: self.up,
+            loopback: self.loopback,
+            addresses: self.addresses.clone(),
+            speed_bits_per_s: self.speed_bits_per_s,
+            mac: self.mac.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_stays_absent_on_the_wire() {
+        let wire = Observation {
+            interfaces: vec![Interface { name: "en5".into(), ..Default::default() }],
+            ..Default::default()
+        }
+        .to_proto();
+        assert_eq!(wire.memory.unwrap().total_bytes, None);
+        assert_eq!((wire.interfaces[0].carrier, wire.gpu, wire.load_1m), (None, None, None));
+    }
+}

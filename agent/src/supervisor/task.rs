@@ -1,0 +1,387 @@
+//! The supervisor's loop.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nightshift_proto::v1::{self, StopMode, agent_message::Body, worker_event};
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Command, Handle, MAX_COMMANDS, Options, Request,
+    departed::Departed,
+    start::{Circumstances, Decision, decide},
+};
+use crate::{
+    link_prep,
+    session::feed::{Outbound, Sender as Feed},
+    worker::{
+        Key,
+        protocol::Init,
+        record,
+        task::{self, Departure},
+    },
+};
+
+/// Answers and events that may wait for the session before no more commands are taken.
+const MAX_OUTBOX: usize = 256;
+
+/// On top of twice the grace (asking, then SIGTERM), for SIGKILL to do its work and the last lines to be read.
+const ENDING_MARGIN: Duration = Duration::from_secs(10);
+
+/// Starts the supervisor. When `stop` is cancelled it ends all workers, gently, and then itself.
+#[must_use]
+pub fn run(options: Options, stop: CancellationToken) -> Handle {
+    let (requests, inbox) = mpsc::channel(MAX_COMMANDS);
+    let ended = CancellationToken::new();
+    // Each worker says once that it is ready.
+    let (ready, ready_inbox) = mpsc::channel(2 * options.max_workers);
+    let mut departed = Departed::default();
+    options.leftovers.iter().for_each(|departure| departed.keep(departure.clone()));
+    let supervisor = Supervisor {
+        options,
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+        keys: HashMap::new(),
+        ready,
+        departed,
+        feed: None,
+        report_interval: None,
+        outbox: VecDeque::new(),
+        draining: false,
+        ending: false,
+    };
+    let guard = ended.clone().drop_guard();
+    tokio::spawn(async move {
+        let _guard = guard;
+        supervisor.serve(inbox, ready_inbox, stop).await;
+    });
+    Handle { requests, ended }
+}
+
+struct Supervisor {
+    options: Options,
+    workers: HashMap<Key, task::Handle>,
+    tasks: JoinSet<Departure>,
+    keys: HashMap<Id, Key>,
+    ready: mpsc::Sender<(Key, worker_event::Event)>,
+    departed: Departed,
+    feed: Option<Feed>,
+    report_interval: Option<Duration>,
+    outbox: VecDeque<Outbound>,
+    draining: bool,
+    ending: bool,
+}
+
+impl Supervisor {
+    async fn serve(
+        mut self,
+        mut inbox: mpsc::Receiver<Request>,
+        mut ready: mpsc::Receiver<(Key, worker_event::Event)>,
+        stop: CancellationToken,
+    ) {
+        let mut give_up = pin!(stop_bound(&stop, self.options.grace));
+        loop {
+            if self.ending && self.workers.is_empty() && (self.outbox.is_empty() || self.feed.is_none()) {
+                return;
+            }
+            let feed = self.feed.clone().filter(|_| !self.outbox.is_empty());
+            tokio::select! {
+                () = stop.cancelled(), if !self.ending => self.end_all().await,
+                () = &mut give_up => {
+                    tracing::error!(workers = self.workers.len(), "workers could not be ended in time");
+                    return;
+                }
+                sent = send_first(feed.as_ref(), &mut self.outbox) => {
+                    if !sent {
+                        self.detach().await;
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id() => self.on_ended(ended),
+                Some((key, event)) = ready.recv() => self.event(key, event),
+                request = inbox.recv(), if self.outbox.len() < MAX_OUTBOX => match request {
+                    Some(Request::Command(command)) => self.carry_out(command).await,
+                    Some(Request::Attach { feed, done }) => {
+                        // A session that is gone by now attaches again.
+                        let _ = done.send(self.attach(feed).await);
+                    }
+                    Some(Request::Detach) => self.detach().await,
+                    Some(Request::ReportInterval(interval)) => self.set_report_interval(interval).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn attach(&mut self, feed: Feed) -> Vec<v1::RunningWorker> {
+        self.detach().await;
+        // The controller says again what it wants drained.
+        self.draining = false;
+        let mut running = Vec::new();
+        for handle in self.workers.values() {
+            running.extend(handle.attach(feed.clone()).await);
+        }
+        running.sort_by_key(|worker| worker.worker.as_ref().map(Key::from_proto));
+        self.feed = Some(feed);
+        self.outbox.extend(self.departed.tell(Instant::now()));
+        running
+    }
+
+    async fn detach(&mut self) {
+        if self.feed.take().is_none() {
+            return;
+        }
+        self.departed.session_ended(Instant::now());
+        self.outbox.clear();
+        for handle in self.workers.values() {
+            handle.detach().await;
+        }
+    }
+
+    async fn set_report_interval(&mut self, interval: Duration) {
+        self.report_interval = Some(interval);
+        for handle in self.workers.values() {
+            handle.set_report_interval(interval).await;
+        }
+    }
+
+    async fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Start(start) => self.start(&start).await,
+            Command::Stop(stop) => {
+                let problem = self.stop(&stop).await;
+                self.answer(stop.command_id, problem);
+            }
+            Command::Rows(v1::Rows { worker, rows }) => match self.worker(worker.as_ref()) {
+                Some(handle) => handle.rows(rows).await,
+                // They crossed its exit, which tells the controller that it has them not.
+                None => tracing::debug!(?worker, rows = rows.len(), "rows for a worker that is not here"),
+            },
+            Command::Cancel(v1::CancelRows { worker, rows }) => {
+                if let Some(handle) = self.worker(worker.as_ref()) {
+                    handle.cancel(rows).await;
+                }
+            }
+            Command::Drain(drain) => {
+                if self.draining != drain.draining {
+                    tracing::info!(draining = drain.draining, "the controller has spoken");
+                }
+                self.draining = drain.draining;
+            }
+            Command::PrepareLink(prepare) => {
+                self.answer(prepare.command_id, Some(link_prep::REFUSAL.to_owned()));
+            }
+        }
+    }
+
+    fn worker(&self, id: Option<&v1::WorkerId>) -> Option<&task::Handle> {
+        self.workers.get(&Key::from_proto(id?))
+    }
+
+    /// Starts a worker, or says why not. A process that could not be started is an exit, not a refusal: the launch has
+    /// been used up.
+    async fn start(&mut self, start: &v1::StartWorker) {
+        let running: Vec<Key> = self.workers.keys().copied().collect();
+        let runtime = Arc::clone(&self.options.runtime.borrow());
+        let now = Circumstances {
+            draining: self.draining,
+            ending: self.ending,
+            running: &running,
+            max_workers: self.options.max_workers,
+            highest_epoch: self.options.epochs.highest(start.worker.as_ref().map_or(0, |id| id.job_id)),
+            runtime: &runtime,
+            model_roots: &self.options.model_roots,
+        };
+        match decide(start, &now) {
+            Decision::Running => self.answer(start.command_id, None),
+            Decision::Refuse(problem) => {
+                tracing::info!(command = start.command_id, problem, "a start is refused");
+                self.answer(start.command_id, Some(problem));
+            }
+            Decision::Start(key, init, options) => match self.advance_epoch(key).await {
+                Ok(()) => {
+                    // Before the worker's first event.
+                    self.answer(start.command_id, None);
+                    self.launch(key, init, options).await;
+                }
+                Err(problem) => {
+                    tracing::error!(%key, problem, "a start is refused");
+                    self.answer(start.command_id, Some(problem));
+                }
+            },
+        }
+    }
+
+    async fn advance_epoch(&mut self, key: Key) -> Result<(), String> {
+        // Off the runtime's threads, because it waits for the disk.
+        let mut epochs = self.options.epochs.clone();
+        let advanced = tokio::task::spawn_blocking(move || {
+            epochs
+                .advance(key.job_id, key.epoch)
+                .map(|()| epochs)
+                .map_err(|error| format!("{error}: {}", source(&error)))
+        });
+        self.options.epochs = advanced.await.map_err(|error| error.to_string())??;
+        Ok(())
+    }
+
+    async fn launch(&mut self, key: Key, init: Init, options: v1::WorkerOptions) {
+        let process = self.options.launcher.start().and_then(|process| {
+            let noted = record::write(
+                &self.options.records_dir,
+                &process.record(key, self.options.boot_id.as_deref()),
+            );
+            // Without a record the next agent could not find it. Its stdin closes with it, and it ends.
+            noted.map(|()| process)
+        });
+        let process = match process {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::error!(%key, %error, "a worker cannot be started");
+                let exited = v1::WorkerExited {
+                    class: v1::ExitClass::SpawnFailed.into(),
+                    first_error: format!("the process could not be started: {error}"),
+                    ..Default::default()
+                };
+                self.depart(Departure { key, exited, checkpoints: Vec::new(), after_seq: 0 });
+                return;
+            }
+        };
+        let pid = process.group.leader();
+        tracing::info!(%key, pid, model = init.model, "a worker has been started");
+        self.event(key, worker_event::Event::Started(v1::WorkerStarted { pid }));
+        let (handle, future) = task::run(task::Options {
+            key,
+            init,
+            options,
+            process,
+            spool: self.options.spool.clone(),
+            log: self.options.logs.open(&key.to_string(), Some(key.job_id)),
+            feed: self.feed.clone(),
+            ready: self.ready.clone(),
+        });
+        if let Some(interval) = self.report_interval {
+            handle.set_report_interval(interval).await;
+        }
+        self.workers.insert(key, handle);
+        let id = self.tasks.spawn(future).id();
+        self.keys.insert(id, key);
+    }
+
+    async fn stop(&mut self, stop: &v1::StopWorker) -> Option<String> {
+        let Some(handle) = self.worker(stop.worker.as_ref()) else {
+            return Some("there is no such worker here".to_owned());
+        };
+        let grace =
+            if stop.grace_ms == 0 { self.options.grace } else { Duration::from_millis(stop.grace_ms) };
+        let key = stop.worker.as_ref().map(Key::from_proto);
+        tracing::info!(
+            key = key.map(tracing::field::display),
+            mode = stop.mode().as_str_name(),
+            reason = stop.reason,
+            "a worker is to stop"
+        );
+        handle.stop(stop.mode(), grace).await;
+        None
+    }
+
+    async fn end_all(&mut self) {
+        self.ending = true;
+        if !self.workers.is_empty() {
+            tracing::info!(workers = self.workers.len(), "handing back what the workers hold");
+        }
+        for handle in self.workers.values() {
+            handle.stop(StopMode::Checkpoint, self.options.grace).await;
+        }
+    }
+
+    fn on_ended(&mut self, ended: Result<(Id, Departure), JoinError>) {
+        match ended {
+            Ok((id, departure)) => {
+                self.keys.remove(&id);
+                self.depart(departure);
+            }
+            Err(error) => {
+                let Some(key) = self.keys.remove(&error.id()) else { return };
+                tracing::error!(%key, %error, "the task of a worker has failed");
+                if let Some(handle) = self.workers.get(&key) {
+                    handle.group().signal(Signal::SIGKILL);
+                }
+                let exited = v1::WorkerExited {
+                    class: v1::ExitClass::Crashed.into(),
+                    first_error: "the agent's own task for this worker has failed; see the agent's log"
+                        .to_owned(),
+                    killed_while_loaded: true,
+                    ..Default::default()
+                };
+                let after_seq = *self.options.spool.last_seq().borrow();
+                self.depart(Departure { key, exited, checkpoints: Vec::new(), after_seq });
+            }
+        }
+    }
+
+    fn depart(&mut self, departure: Departure) {
+        let exited = &departure.exited;
+        tracing::info!(
+            key = %departure.key, class = exited.class().as_str_name(), exit_code = exited.exit_code,
+            signal = exited.signal, first_error = exited.first_error, "a worker has ended"
+        );
+        record::remove(&self.options.records_dir, departure.key);
+        self.workers.remove(&departure.key);
+        let now = Instant::now();
+        self.departed.keep(departure);
+        if self.feed.is_some() {
+            self.departed.forget_arrived(now);
+            self.outbox.extend(self.departed.tell(now));
+        }
+    }
+
+    fn answer(&mut self, command_id: u64, problem: Option<String>) {
+        let result = v1::CommandResult {
+            command_id,
+            accepted: problem.is_none(),
+            problem: problem.unwrap_or_default(),
+        };
+        self.send(Outbound { after_seq: 0, body: Body::CommandResult(result) });
+    }
+
+    fn event(&mut self, key: Key, event: worker_event::Event) {
+        let event = v1::WorkerEvent { worker: Some(key.to_proto()), event: Some(event) };
+        self.send(Outbound { after_seq: 0, body: Body::WorkerEvent(event) });
+    }
+
+    /// Without a session there is nobody to tell, and the next one begins with what is.
+    fn send(&mut self, event: Outbound) {
+        if self.feed.is_some() {
+            self.outbox.push_back(event);
+        }
+    }
+}
+
+/// Puts the first of the outbox into the feed; never returns when there is no feed. False when the session is over.
+async fn send_first(feed: Option<&Feed>, outbox: &mut VecDeque<Outbound>) -> bool {
+    let Some(feed) = feed else { return std::future::pending().await };
+    let Some(place) = feed.reserve().await else { return false };
+    if let Some(event) = outbox.pop_front() {
+        place.put(event);
+    }
+    true
+}
+
+/// Returns when ending has taken longer than it can in order.
+async fn stop_bound(stop: &CancellationToken, grace: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(2 * grace + ENDING_MARGIN).await;
+}
+
+fn source(error: &dyn std::error::Error) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,288 @@
+"""Continuous batching: rows enter and leave mlx-lm's batch generator at step boundaries.
+
+Promises: at most `max_batch_rows` rows are generated together, and a free place is taken at the next boundary; a row's
+tokens do not depend on the rows beside it; what goes wrong with one row is that row's 500 and nobody else's trouble,
+what goes wrong with the model raises out of `step`. Each step writes one event; the work on a token of a row without
+stop strings or log-probabilities is one list append.
+
+The generator computes one token ahead while this code runs, so what is done between two steps costs time only where it
+takes longer than a step.
+"""
+
+import sys
+import time
+import traceback
+from collections import deque
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+
+import faults
+import response
+import sampling
+from request import Refused
+from row import Row
+from text import find_stop
+
+# Rows of which only refusals come are answered between two signs of life, so not all at once.
+MAX_PREPARED_A_STEP = 64
+# Asking the allocator is cheap, but a step of a tiny model is not much more.
+MEMORY_INTERVAL_S = 1.0
+# Full checkpoints of many long rows are written in events of bearable size.
+MAX_CHECKPOINT_TOKENS = 1 << 16
+
+
+class Engine:
+    """The rows of one worker. All methods are called from one thread, between steps."""
+
+    def __init__(self, model, options, events):
+        self._model = model
+        self._options = options
+        self._events = events
+        self._sampler = sampling.BatchSampler()
+        self._generator = BatchGenerator(
+            model.network,
+            stop_tokens=[[token] for token in sorted(model.eos_tokens)],
+            sampler=self._sampler,
+            completion_batch_size=options.max_batch_rows,
+            prefill_batch_size=min(options.prefill_batch_rows, options.max_batch_rows),
+            prefill_step_size=options.prefill_step_tokens,
+        )
+        # Rows by number as they came; prepared ones wait in `_prepared` for a place, which is why that is short.
+        self._waiting = {}
+        self._prepared = deque()
+        # Rows in the generator, by its uid.
+        self._active = {}
+        self.steps = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._peak_memory_bytes = mx.get_peak_memory()
+        now = time.monotonic()
+        self._memory_due = now + MEMORY_INTERVAL_S
+        self._checkpoint_due = now + options.checkpoint_interval_s
+
+    def has_work(self):
+        return bool(self._active or self._prepared or self._waiting)
+
+    def waiting_rows(self):
+        return len(self._waiting) + len(self._prepared)
+
+    def add(self, command):
+        """Takes a row in, as it stands in a `rows` command. The same attempt again is ignored; a newer one replaces it."""
+        row = Row(command)
+        held = self._find(row.number)
+        if held is not None:
+            if held.attempt >= row.attempt:
+                return
+            self.cancel([row.number])
+        self._waiting[row.number] = row
+
+    def cancel(self, numbers):
+        """Drops rows, wherever they are; returns the numbers of those that were here."""
+        wanted = set(numbers)
+        found = [number for number in self._waiting if number in wanted]
+        for number in found:
+            del self._waiting[number]
+        prepared = [row for row in self._prepared if row.number in wanted]
+        for row in prepared:
+            self._prepared.remove(row)
+        active = [row for row in self._active.values() if row.number in wanted]
+        self._remove(active)
+        return found + [row.number for row in prepared + active]
+
+    def drop_not_begun(self):
+        """Forgets the rows that are not in the generator; returns their numbers."""
+        numbers = [row.number for row in self._prepared] + list(self._waiting)
+        self._prepared.clear()
+        self._waiting.clear()
+        return numbers
+
+    def checkpoint_all(self):
+        """Writes everything there is of the rows being generated, from offset 0; returns their numbers."""
+        parts, size = [], 0
+        for row in self._active.values():
+            parts.append(row.checkpoint(0))
+            size += len(row.tokens)
+            if size >= MAX_CHECKPOINT_TOKENS:
+                self._events.send({"ev": "checkpoint", "rows": parts})
+                parts, size = [], 0
+        if parts:
+            self._events.send({"ev": "checkpoint", "rows": parts})
+        return [row.number for row in self._active.values()]
+
+    def checkpoint_news(self):
+        """Adds an event with the tokens since each row's last checkpoint."""
+        parts = []
+        for row in self._active.values():
+            if len(row.tokens) > row.checkpointed:
+                parts.append(row.checkpoint(row.checkpointed))
+                row.checkpointed = len(row.tokens)
+        if parts:
+            self._events.add({"ev": "checkpoint", "rows": parts})
+
+    def close(self):
+        """Gives back what the generator holds of the machine (its wired limit)."""
+        self._generator.close()
+
+    def step(self):
+        """One boundary and one step: rows enter, every row in the batch gets a token or a piece of prompt, rows leave."""
+        self._admit()
+        if not self._active:
+            self._events.flush()
+            return
+        progressed, responses = self._generator.next()
+        phase = "decode"
+        if progressed:
+            phase = "prefill"
+            self._count_read(progressed)
+        self._generated_tokens += len(responses)
+        active = self._active
+        removed = None
+        for answer in responses:
+            row = active[answer.uid]
+            reason = answer.finish_reason
+            if reason != "stop":
+                row.tokens.append(answer.token)
+                if (row.stop_watch is not None or row.entries is not None) and self._ends(row, answer):
+                    if reason is None:
+                        removed = [row] if removed is None else [*removed, row]
+                    else:
+                        self._leave(row)
+                    continue
+            if reason is not None:
+                self._leave(row)
+                self._finish(row, reason)
+        if removed is not None:
+            self._remove(removed)
+        self.steps += 1
+        self._keep_time()
+        self._events.flush(
+            f'{{"ev":"step","n":{self.steps},"phase":"{phase}","active":{len(active)},'
+            f'"waiting":{self.waiting_rows()},"prompt_tokens":{self._prompt_tokens},'
+            f'"generated_tokens":{self._generated_tokens},"peak_memory_bytes":{self._peak_memory_bytes}}}\n'.encode()
+        )
+
+    def _admit(self):
+        """Fills free places, and prepares a row ahead so that the next free place need not wait for its tokenizer."""
+        if not (self._waiting or self._prepared):
+            return
+        entering = []
+        free = self._options.max_batch_rows - len(self._active)
+        budget = MAX_PREPARED_A_STEP
+        while len(entering) < free and budget:
+            if self._prepared:
+                entering.append(self._prepared.popleft())
+            elif self._waiting:
+                budget -= 1
+                self._prepare_next()
+            else:
+                break
+        if self._waiting and len(self._prepared) < self._options.max_batch_rows and budget:
+            self._prepare_next()
+        if entering:
+            self._insert(entering)
+
+    def _prepare_next(self):
+        row = self._waiting.pop(next(iter(self._waiting)))
+        try:
+            reason = row.prepare(self._model, self._options.default_max_tokens, self._options.seed_base)
+        except Refused as refusal:
+            self._answer(row, refusal.status, response.refused(refusal.message, refusal.param, refusal.code))
+        except Exception as error:
+            self._fail(row, error)
+        else:
+            if reason is None:
+                self._prepared.append(row)
+            else:
+                self._finish(row, reason)
+
+    def _insert(self, rows):
+        # Written before the step, because a step that ends the process must leave behind whose fault it may have been.
+        self._events.send({"ev": "started", "rows": [row.number for row in rows]})
+        uids = self._generator.insert(
+            [row.tokens_to_read() for row in rows],
+            max_tokens=[row.remaining_tokens() for row in rows],
+            logits_processors=[row.processors for row in rows],
+        )
+        for uid, row in zip(uids, rows):
+            row.uid = uid
+            self._active[uid] = row
+            self._sampler.enter(uid, row.draw)
+
+    def _count_read(self, progressed):
+        for progress in progressed:
+            row = self._active[progress.uid]
+            read = progress.progress[0]
+            self._prompt_tokens += read - row.read_tokens
+            row.read_tokens = read
+
+    def _ends(self, row, answer):
+        """Does what a token of a row with log-probabilities or stop strings needs. True when the row is answered now."""
+        try:
+            if row.entries is not None:
+                row.entries.append(response.logprob_entry(answer.logprobs, answer.token, row.request.top_logprobs))
+            if row.stop_watch is None or not row.stop_watch.add(answer.token) or not row.is_stopped(self._model):
+                return False
+        except Exception as error:
+            self._fail(row, error)
+        else:
+            self._finish(row, "stop")
+        return True
+
+    def _finish(self, row, reason):
+        try:
+            text = self._model.tokenizer.decode(row.tokens)
+            cut_at = find_stop(text, row.request.stops)
+            if cut_at >= 0:
+                text, reason = text[:cut_at], "stop"
+            body = response.completed(row, text, reason, self._model, self._options.job, cut_at if cut_at >= 0 else None)
+            self._answer(row, 200, body)
+        except Exception as error:
+            self._fail(row, error)
+
+    def _fail(self, row, error):
+        """The row's own failure. On the log, with its trace: nothing is known about its cause yet."""
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        self._answer(row, 500, response.failed(f"the worker failed on this row: {faults.describe(error)}"))
+
+    def _answer(self, row, status, body):
+        answered = status == 200
+        self._events.add(
+            {
+                "ev": "result",
+                "row": row.number,
+                "attempt": row.attempt,
+                "status": status,
+                "prompt_tokens": len(row.prompt),
+                "completion_tokens": len(row.tokens) if answered else 0,
+                "resumed_tokens": row.resumed_tokens if answered else 0,
+                "body": body,
+            }
+        )
+
+    def _remove(self, rows):
+        if rows:
+            self._generator.remove([row.uid for row in rows])
+            for row in rows:
+                self._leave(row)
+
+    def _leave(self, row):
+        del self._active[row.uid]
+        self._sampler.leave(row.uid)
+
+    def _find(self, number):
+        if number in self._waiting:
+            return self._waiting[number]
+        for row in (*self._prepared, *self._active.values()):
+            if row.number == number:
+                return row
+        return None
+
+    def _keep_time(self):
+        now = time.monotonic()
+        if now >= self._checkpoint_due:
+            self._checkpoint_due = now + self._options.checkpoint_interval_s
+            self.checkpoint_news()
+        if now >= self._memory_due:
+            self._memory_due = now + MEMORY_INTERVAL_S
+            self._peak_memory_bytes = mx.get_peak_memory()

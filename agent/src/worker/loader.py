@@ -1,0 +1,129 @@
+"""Loads the model: a directory, or a name on the model hub.
+
+Promises: what cannot be loaded ends in a `Fatal` of class model_unreadable (the files) or model_unsupported (the
+architecture) with one sentence that says what to do; no code from a model directory is run; weights are brought into
+memory piece by piece, so that signals are heeded meanwhile and no single GPU command touches all of them (FIELD-NOTES 3).
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+import faults
+from text import TokenNames
+
+# One evaluation a piece: large enough to keep the disk busy, small enough to end within a second or so.
+PIECE_BYTES = 1 << 30
+
+# Where configurations say how many positions the model was made for.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+
+
+@dataclass
+class Model:
+    """A loaded model with what the worker needs to know about it."""
+
+    network: object
+    tokenizer: object
+    # What answers are signed with: a directory's last part, or the hub name.
+    name: str
+    model_type: str
+    vocab_size: int
+    # None where the configuration does not say.
+    context_tokens: int | None
+    has_chat_template: bool
+    eos_tokens: frozenset
+    names: TokenNames
+
+
+def load(name):
+    """Loads the model; raises `faults.Fatal`."""
+    directory = _directory(name)
+    # Late, because it takes seconds and the agent wants a sign of life before.
+    from mlx_lm import utils
+
+    try:
+        network, tokenizer, config = utils.load(directory or name, lazy=True, return_config=True)
+        _bring_in(network)
+    except Exception as error:
+        raise _fatal(error, name, directory) from error
+    return Model(
+        network=network,
+        tokenizer=tokenizer,
+        name=os.path.basename(os.path.normpath(directory)) if directory else name,
+        model_type=str(config["model_type"]),
+        vocab_size=_first(config, ("vocab_size",)) or len(tokenizer),
+        context_tokens=_first(config, _CONTEXT_KEYS),
+        has_chat_template=bool(tokenizer.has_chat_template),
+        eos_tokens=frozenset(tokenizer.eos_token_ids),
+        names=TokenNames(tokenizer),
+    )
+
+
+def _directory(name):
+    """The model's directory, or None where `name` is one of the hub."""
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        _check_config(path)
+        return path
+    if os.path.exists(path):
+        raise faults.Fatal(faults.MODEL_UNREADABLE, f"the model {name} is a file; give the directory it lies in")
+    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise faults.Fatal(faults.MODEL_UNREADABLE, f"there is no model directory {name} on this node")
+    return None
+
+
+def _check_config(directory):
+    """The commonest faults, named before the libraries name them in their own words."""
+    path = os.path.join(directory, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except FileNotFoundError:
+        raise faults.Fatal(faults.MODEL_UNREADABLE, f"the directory {directory} holds no config.json, so no model") from None
+    except (OSError, ValueError) as error:
+        raise faults.Fatal(faults.MODEL_UNREADABLE, f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise faults.Fatal(faults.MODEL_UNREADABLE, f'{path} names no "model_type"')
+
+
+def _bring_in(network):
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    piece, size = [], 0
+    for _, weight in tree_flatten(network.parameters()):
+        piece.append(weight)
+        size += weight.nbytes
+        if size >= PIECE_BYTES:
+            mx.eval(piece)
+            piece, size = [], 0
+    mx.eval(piece)
+
+
+def _first(config, keys):
+    """The first positive integer under one of the keys, also inside a multimodal model's text part."""
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
+        for key in keys:
+            value = part.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def _fatal(error, name, directory):
+    text = str(error)
+    if isinstance(error, ValueError) and text.startswith("Model type ") and text.endswith(" not supported."):
+        return faults.Fatal(faults.MODEL_UNSUPPORTED, f"mlx-lm does not know the architecture of {name}: {text}")
+    if "requires importing and running a custom module" in text or "trust_remote_code" in text:
+        message = f"the model {name} needs code of its own to run, and workers run none: use another model"
+        return faults.Fatal(faults.MODEL_UNSUPPORTED, message)
+    fault = faults.classify(error, otherwise=faults.MODEL_UNREADABLE)
+    if fault == faults.MODEL_UNREADABLE and directory is None:
+        message = (
+            f'the model "{name}" is no directory here and could not be had from the model hub: download it to this node '
+            f"while the hub is in reach, or give a directory ({faults.describe(error)})"
+        )
+        return faults.Fatal(fault, message)
+    return faults.Fatal(fault, f"the model {name} could not be loaded: {faults.describe(error)}")

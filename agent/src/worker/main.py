@@ -1,0 +1,144 @@
+"""A worker process: one MLX model answering rows of one job. Started by the agent, spoken to over stdin and stdout.
+
+Promises: stdout carries events and nothing else, whatever libraries print; the process ends by itself when its stdin
+does (exit 0), when it is told to (0), and with a `fatal` event (exit 3) when it cannot go on; it never lingers at exit.
+"""
+
+import os
+import sys
+
+
+def claim_streams():
+    """(fd to read commands from, fd to write events to); what others read is empty, what they print goes to stderr."""
+    commands = os.dup(0)
+    events = os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return commands, events
+
+
+# Before any other import: a library may print while it is imported.
+if __name__ == "__main__":
+    COMMANDS, EVENTS = claim_streams()
+
+import gc
+import signal
+import time
+import traceback
+
+import faults
+import worker
+from protocol import Events, Inbox, MalformedCommand
+
+EXIT_ORDERLY = 0
+EXIT_FATAL = 3
+
+
+class Termination:
+    """Whether SIGTERM has come. Until there is anything to hand back it ends the process at once, be it amid a download.
+
+    SIGINT is ignored: a terminal's Ctrl-C reaches the agent, which decides.
+    """
+
+    def __init__(self, inbox):
+        self.gently = False
+        self._asked = False
+        self._inbox = inbox
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def __call__(self):
+        return self._asked
+
+    def _handle(self, _number, _frame):
+        if not self.gently:
+            os._exit(EXIT_ORDERLY)
+        self._asked = True
+        self._inbox.wake()
+
+
+def serve(inbox, events, terminated):
+    """From the first command to the orderly end; raises `faults.Fatal`."""
+    events.send({"ev": "hello", "protocol": worker.PROTOCOL, "pid": os.getpid(), **_versions()})
+    while (command := inbox.take(worker.IDLE_INTERVAL_S)) is None:
+        pass
+    options = worker.parse_init(command)
+    engine = _load(options, events)
+    terminated.gently = True
+    worker.Worker(engine, inbox, events, terminated).run()
+    engine.close()
+
+
+def _load(options, events):
+    """The engine around the loaded model."""
+    started = time.monotonic()
+    # Late: they import MLX, which takes seconds, and the agent wants to hear that the process has started.
+    import loader
+
+    model = loader.load(options.model)
+    import mlx.core as mx
+    from engine import Engine
+
+    engine = Engine(model, options, events)
+    # What is alive now stays alive: without it every full collection walks a million objects of the libraries.
+    gc.collect()
+    gc.freeze()
+    events.send(
+        {
+            "ev": "ready",
+            "load_ms": round((time.monotonic() - started) * 1000),
+            "peak_memory_bytes": mx.get_peak_memory(),
+            "has_chat_template": model.has_chat_template,
+            "model_type": model.model_type,
+        }
+    )
+    return engine
+
+
+def _versions():
+    from importlib import metadata
+
+    def version(package):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "missing"
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, "mlx": version("mlx"), "mlx_lm": version("mlx-lm")}
+
+
+def main():
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    events = Events(EVENTS)
+    inbox = Inbox(COMMANDS)
+    terminated = Termination(inbox)
+    inbox.start()
+    try:
+        serve(inbox, events, terminated)
+        code = EXIT_ORDERLY
+    except BaseException as error:
+        traceback.print_exc()
+        events.send(_fatal_event(error))
+        code = EXIT_FATAL
+    sys.stderr.flush()
+    # Not sys.exit: threads of libraries, and MLX's own teardown, could keep the process.
+    os._exit(code)
+
+
+def _fatal_event(error):
+    if isinstance(error, faults.Fatal):
+        message = error.message
+    elif isinstance(error, MalformedCommand):
+        message = faults.one_sentence(f"the agent sent something this worker does not understand: {error}")
+    else:
+        message = faults.describe(error)
+    return {"ev": "fatal", "class": faults.classify(error), "message": message}
+
+
+if __name__ == "__main__":
+    main()
