@@ -1,0 +1,21 @@
+//! The commands: one file each, with its arguments and a `run`.
+
+pub mod cancel;
+pub mod completions;
+pub mod demo;
+pub mod drain;
+pub mod events;
+pub mod job;
+mod job_id;
+pub mod jobs;
+pub mod logs;
+pub mod nodes;
+pub mod pause;
+pub mod results;
+pub mod resume;
+pub mod status;
+pub mod submit;
+pub mod undrain;
+pub mod watch;
+
+pub use job_id::JobId;

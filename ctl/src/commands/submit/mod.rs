@@ -1,0 +1,196 @@
+//! `clusterctl submit FILE --model M`, `clusterctl submit --prompts FILE --model M`
+
+use std::path::{Path, PathBuf};
+
+use nightshift_proto::v1;
+
+use super::JobId;
+use crate::{
+    App,
+    error::{Error, Result},
+    exit::Exit,
+    output::{human, views::SubmitView},
+};
+
+pub mod prompts;
+pub mod upload;
+
+use prompts::RowDefaults;
+use upload::Source;
+
+const EXAMPLES: &str = "\
+Examples:
+  clusterctl submit rows.jsonl --model mlx-community/Qwen3-0.6B-4bit --watch
+  clusterctl submit --prompts questions.txt --model /models/llama --system 'Be brief.'
+  zcat rows.jsonl.gz | clusterctl submit - --model /models/llama --name nightly";
+
+/// Arguments of `submit`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["file", "prompts"]), after_help = EXAMPLES)]
+pub struct Args {
+    /// Rows in OpenAI Batch form, one JSON object a line; - for standard input
+    file: Option<PathBuf>,
+    /// Take one prompt a line instead (blank lines are skipped); - for standard input
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// A model directory on the nodes, or a name on the model hub
+    #[arg(long, value_name = "PATH|NAME")]
+    model: String,
+    /// What to call the job [default: the file's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Jobs with a higher priority run first
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// Rows generated together on a worker [default: the controller's]
+    #[arg(long, value_name = "ROWS")]
+    batch: Option<u32>,
+    /// Longest answer where a row gives no max_tokens [default: the controller's]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// Prompt tokens processed in one step [default: the controller's]
+    #[arg(long, value_name = "TOKENS")]
+    prefill_step: Option<u32>,
+    /// Watch the job until it ends
+    #[arg(long, short)]
+    watch: bool,
+    /// What every row of --prompts gets.
+    #[command(flatten)]
+    row: RowArgs,
+}
+
+/// What every row of `--prompts` gets.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "With --prompts")]
+struct RowArgs {
+    /// A system message before each prompt
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["file", "completions"])]
+    system: Option<String>,
+    /// Sampling temperature; 0 is greedy
+    #[arg(long, value_name = "T", conflicts_with = "file", value_parser = number)]
+    temperature: Option<f64>,
+    /// Nucleus sampling
+    #[arg(long, value_name = "P", conflicts_with = "file", value_parser = number)]
+    top_p: Option<f64>,
+    /// Seed of every row
+    #[arg(long, value_name = "N", conflicts_with = "file")]
+    seed: Option<u64>,
+    /// Text that ends an answer; may be given several times
+    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
+    stop: Vec<String>,
+    /// Complete the text (/v1/completions) in place of answering it
+    #[arg(long, conflicts_with = "file")]
+    completions: bool,
+}
+
+/// A number JSON can carry.
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("not a number".to_owned()),
+    }
+}
+
+/// Submits a job.
+pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
+    let (path, is_prompts) = match (&args.file, &args.prompts) {
+        (Some(file), _) => (file, false),
+        (None, Some(prompts)) => (prompts, true),
+        (None, None) => {
+            return Err(Error::Usage {
+                message: "Name a file of rows, or --prompts FILE.".to_owned(),
+                hint: None,
+            });
+        }
+    };
+    let source = Source::open(path)?;
+    let model = resolve_model(&args.model);
+    let spec = v1::JobSpec {
+        name: args.name.clone().unwrap_or_else(|| default_name(path)),
+        model: model.clone(),
+        priority: args.priority,
+        max_batch_rows: args.batch.unwrap_or(0),
+        default_max_tokens: args.max_tokens.unwrap_or(0),
+        prefill_step_tokens: args.prefill_step.unwrap_or(0),
+        submission_id: submission_id()?,
+    };
+    let defaults = is_prompts.then(|| RowDefaults {
+        model,
+        completions: args.row.completions,
+        system: args.row.system.clone(),
+        max_tokens: args.max_tokens,
+        temperature: args.row.temperature,
+        top_p: args.row.top_p,
+        seed: args.row.seed,
+        stop: args.row.stop.clone(),
+    });
+
+    let mut client = app.connect().await?;
+    let reply = upload::upload(&mut client, spec, &source, defaults.as_ref(), &app.output).await?;
+    let job_id = match &reply.outcome {
+        Some(v1::submit_reply::Outcome::Accepted(job)) => Some(JobId(job.job_id)),
+        _ => None,
+    };
+    let view = SubmitView::new(reply, if is_prompts { "row" } else { "line" });
+    let watching = args.watch && job_id.is_some();
+    if watching && app.output.is_json() {
+        app.output.item(&view, |_, _| Vec::new())?;
+    } else {
+        app.output.value(&view, |view, screen| {
+            human::submit::submitted(view, &source.describe(), watching, screen)
+        })?;
+    }
+    match job_id {
+        Some(id) if args.watch => super::watch::follow(Some(id), client, &app.output).await,
+        Some(_) => Ok(Exit::Ok),
+        None => Ok(Exit::Failed),
+    }
+}
+
+/// The file's name without its ending; nothing for standard input.
+fn default_name(path: &Path) -> String {
+    if path.as_os_str() == "-" {
+        return String::new();
+    }
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A path is made absolute, because workers run elsewhere; a name stays. What begins with `/` or `.` is a path, and so is
+/// a directory of that name with a model in it.
+pub fn resolve_model(model: &str) -> String {
+    let is_path = model.starts_with(['/', '.']) || Path::new(model).join("config.json").is_file();
+    if !is_path {
+        return model.to_owned();
+    }
+    let path = Path::new(model);
+    match path.canonicalize().or_else(|_| std::path::absolute(path)) {
+        Ok(absolute) => absolute.to_string_lossy().into_owned(),
+        Err(_) => model.to_owned(),
+    }
+}
+
+/// A number nobody else draws, so that a submission sent twice is one job.
+pub fn submission_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::local(format!("The system gives no random numbers: {e}.")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_paths_become_absolute_and_names_stay() {
+        assert_eq!(resolve_model("mlx-community/Qwen3-0.6B-4bit"), "mlx-community/Qwen3-0.6B-4bit");
+        assert_eq!(resolve_model("/nowhere/model"), "/nowhere/model");
+        assert!(resolve_model("./nowhere").starts_with('/'));
+    }
+
+    #[test]
+    fn submission_ids_differ() {
+        assert_ne!(submission_id().unwrap(), submission_id().unwrap());
+        assert_eq!(submission_id().unwrap().len(), 32);
+    }
+}

@@ -1,0 +1,18 @@
+//! Views rendered for people: sentences and tables, as pure functions of a view and a [`super::Screen`].
+//!
+//! Rules: a screen opens with a sentence that says how things are; nothing is wider than the screen; a pipe gets full,
+//! plain text; colour repeats what words already say.
+
+pub mod events;
+pub mod jobs;
+pub mod nodes;
+pub mod status;
+pub mod submit;
+pub mod watch;
+
+/// Lines as the text that is printed.
+pub(crate) fn text(lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}

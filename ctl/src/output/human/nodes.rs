@@ -1,0 +1,179 @@
+//! `nodes`, and the sentences about a node that other screens use.
+
+use crate::output::{
+    screen::Screen,
+    style::Style,
+    table::{Cell, Column, Table},
+    text::{Cut, capital, sentence},
+    units,
+    views::NodeView,
+};
+
+/// "last heard 12 min ago"
+const WORK_COLUMNS: usize = 21;
+
+/// `nodes`.
+pub fn nodes(nodes: &[NodeView], screen: &Screen) -> String {
+    if nodes.is_empty() {
+        return super::text(&screen.sentence("", NO_NODES, Style::Plain));
+    }
+    let mut table = Table::new([
+        Column::new("NODE").flexible(8, Cut::Tail),
+        Column::new("STATE"),
+        Column::new("WORK").flexible(WORK_COLUMNS, Cut::Tail).droppable(1),
+        Column::new("TOK/S").right().droppable(3),
+        Column::new("MEMORY").droppable(2),
+        Column::new("RUNTIME").droppable(4),
+        Column::new("SYSTEM").flexible(8, Cut::Tail).droppable(6),
+        Column::new("CONNECTED").droppable(5),
+    ]);
+    for node in nodes {
+        table.row([
+            node.id.as_str().into(),
+            Cell::styled(node.state, state_style(node.state)),
+            work(node).into(),
+            units::rate(node.tokens_per_s).into(),
+            memory(node).into(),
+            runtime(node),
+            system(node).into(),
+            match node.connected_at {
+                Some(at) if node.state != "silent" => screen.ago(at.0).into(),
+                _ => Cell::default(),
+            },
+        ]);
+    }
+    let mut lines = table.lines(0, screen);
+    let remarks: Vec<String> = nodes.iter().flat_map(|node| remarks(node, screen)).collect();
+    if !remarks.is_empty() {
+        lines.push(String::new());
+        lines.extend(remarks);
+    }
+    super::text(&lines)
+}
+
+pub(crate) const NO_NODES: &str =
+    "No node has joined yet. Start an agent on each machine with: cluster-agent run --controller ADDRESS";
+
+/// The nodes of `status`: the same words, fewer columns.
+pub(crate) fn table(nodes: &[NodeView], indent: usize, screen: &Screen) -> Vec<String> {
+    let mut table = Table::new([
+        Column::new("NODE").flexible(8, Cut::Tail),
+        Column::new("STATE"),
+        Column::new("WORK").flexible(WORK_COLUMNS, Cut::Tail).droppable(1),
+        Column::new("TOK/S").right().droppable(3),
+        Column::new("MEMORY").droppable(2),
+        Column::new("RUNTIME").droppable(4),
+    ]);
+    for node in nodes {
+        table.row([
+            node.id.as_str().into(),
+            Cell::styled(node.state, state_style(node.state)),
+            work(node).into(),
+            units::rate(node.tokens_per_s).into(),
+            memory(node).into(),
+            runtime(node),
+        ]);
+    }
+    table.lines(indent, screen)
+}
+
+fn state_style(state: &str) -> Style {
+    match state {
+        "ready" => Style::Good,
+        "draining" => Style::Warn,
+        _ => Style::Bad,
+    }
+}
+
+/// What it does now: "decode j7, 8 rows", "idle", "last heard 12 min ago".
+fn work(node: &NodeView) -> String {
+    if node.state == "silent" {
+        return format!("last heard {}", units::ago(node.silent_ms));
+    }
+    match node.workers.as_slice() {
+        [] => "nothing".to_owned(),
+        [worker] => {
+            let job = worker.job.as_deref().unwrap_or("?");
+            match worker.held_rows {
+                0 => format!("{job} {}", worker.phase),
+                1 => format!("{job} {}, 1 row", worker.phase),
+                n => format!("{job} {}, {n} rows", worker.phase),
+            }
+        }
+        workers => {
+            let rows: u32 = workers.iter().map(|w| w.held_rows).sum();
+            format!("{} workers, {rows} rows", workers.len())
+        }
+    }
+}
+
+fn memory(node: &NodeView) -> String {
+    let Some(machine) = &node.machine else { return String::new() };
+    match (machine.memory_available_bytes, machine.memory_total_bytes) {
+        (Some(available), Some(total)) => {
+            format!("{} of {} free", units::bytes(available), units::bytes(total))
+        }
+        (None, Some(total)) => units::bytes(total),
+        _ => String::new(),
+    }
+}
+
+fn runtime(node: &NodeView) -> Cell {
+    match &node.runtime {
+        Some(runtime) if runtime.ready => {
+            runtime.mlx_version.as_ref().map_or("ready".into(), |version| format!("MLX {version}").into())
+        }
+        Some(_) => Cell::styled("not ready", Style::Bad),
+        None => Cell::default(),
+    }
+}
+
+fn system(node: &NodeView) -> String {
+    let Some(machine) = &node.machine else { return String::new() };
+    [&machine.hardware_model, &machine.os, &machine.os_build, &machine.arch]
+        .into_iter()
+        .filter_map(|part| part.as_deref())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// What a person should know about a node, a sentence each: why it is not ready, conditions that do not hold, probes
+/// that failed. Nothing for a node that is well.
+pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
+    let mut said: Vec<&str> = Vec::new();
+    if node.state != "ready" {
+        said.extend(node.detail.as_deref());
+        if let Some(runtime) = node.runtime.as_ref().filter(|runtime| !runtime.ready) {
+            said.extend(runtime.problem.as_deref());
+        }
+        // A silent node's last words are old; what it said of itself then would mislead.
+        if node.state != "silent" {
+            said.extend(
+                node.conditions
+                    .iter()
+                    .filter(|c| is_bad(&c.kind, c.status))
+                    .filter_map(|c| c.message.as_deref()),
+            );
+        }
+    }
+    if let Some(machine) = &node.machine {
+        said.extend(machine.problems.iter().map(String::as_str));
+    }
+    let mut lines = Vec::new();
+    for (i, text) in said.iter().enumerate() {
+        if !said[..i].contains(text) {
+            lines.extend(screen.sentence(
+                "• ",
+                &format!("{}: {}", node.id, capital(&sentence(text))),
+                Style::Warn,
+            ));
+        }
+    }
+    lines
+}
+
+/// Whether a condition is one to tell a person about: "Ready" and "…Ready" should be true, "NeedsReboot" and the like
+/// should be false.
+fn is_bad(kind: &str, status: &str) -> bool {
+    if kind.starts_with("Needs") { status == "true" } else { kind.ends_with("Ready") && status == "false" }
+}

@@ -1,0 +1,165 @@
+//! `status`: nodes, jobs and incidents on one screen, opened by one sentence.
+
+use crate::output::{
+    screen::Screen,
+    style::Style,
+    text::{capital, list, plural, sentence},
+    units,
+    views::{IncidentView, JobView, NodeView, StatusView},
+};
+
+/// Older incidents are left to `clusterctl events`: the screen is for now.
+const SHOWN_INCIDENTS: usize = 5;
+
+/// Finished jobs shown beside the unfinished ones, for the same reason.
+const SHOWN_FINISHED_JOBS: usize = 3;
+
+/// `status`.
+pub fn status(status: &StatusView, screen: &Screen) -> String {
+    // Ages are told by the controller's clock, which made the moments.
+    let now = status.controller.now_at.map_or(screen.now, |at| at.0);
+    let screen = &Screen { now, ..screen.clone() };
+    let mut lines = opening(status, screen);
+
+    section(&mut lines, screen, "Nodes");
+    if status.nodes.is_empty() {
+        lines.extend(screen.sentence("  ", super::nodes::NO_NODES, Style::Plain));
+    } else {
+        lines.extend(super::nodes::table(&status.nodes, 2, screen));
+    }
+
+    let (unfinished, finished): (Vec<JobView>, Vec<JobView>) =
+        status.jobs.iter().cloned().partition(|job| !job.is_finished());
+    section(&mut lines, screen, "Jobs");
+    if status.jobs.is_empty() {
+        let text = "None yet. Submit one with: clusterctl submit prompts.jsonl --model MODEL";
+        lines.extend(screen.sentence("  ", text, Style::Plain));
+    } else {
+        let shown: Vec<JobView> =
+            unfinished.into_iter().chain(finished.into_iter().take(SHOWN_FINISHED_JOBS)).collect();
+        lines.extend(super::jobs::table(&shown, 2, screen));
+        if shown.len() < status.jobs.len() {
+            lines.extend(screen.sentence("  ", "Older ones: clusterctl jobs --all", Style::Dim));
+        }
+    }
+
+    if !status.incidents.is_empty() {
+        section(&mut lines, screen, "Incidents of the last 24 hours");
+        for incident in status.incidents.iter().take(SHOWN_INCIDENTS) {
+            lines.extend(incident_lines(incident, screen));
+        }
+        if let Some(more) = status.incidents.len().checked_sub(SHOWN_INCIDENTS).filter(|more| *more > 0) {
+            lines.extend(screen.sentence("  ", &format!("… and {more} more: clusterctl events"), Style::Dim));
+        }
+    }
+
+    lines.push(String::new());
+    lines.extend(screen.sentence("", &controller(status, screen), Style::Dim));
+    super::text(&lines)
+}
+
+fn section(lines: &mut Vec<String>, screen: &Screen, title: &str) {
+    lines.push(String::new());
+    lines.push(screen.paint(Style::Strong, &screen.clip(title)));
+}
+
+fn opening(status: &StatusView, screen: &Screen) -> Vec<String> {
+    if status.healthy {
+        let text = format!("All is well: {}, {}.", nodes_words(&status.nodes), jobs_words(&status.jobs));
+        return screen.sentence("", &text, Style::Good);
+    }
+    let text = match status.problems.len() {
+        0 => "Something needs your eye, but the controller does not say what; see clusterctl events."
+            .to_owned(),
+        1 => "One thing needs your eye:".to_owned(),
+        n => format!("{n} things need your eye:"),
+    };
+    let mut lines = screen.sentence("", &text, Style::Bad);
+    for problem in &status.problems {
+        lines.extend(screen.sentence("• ", &capital(&sentence(problem)), Style::Plain));
+    }
+    lines
+}
+
+/// "2 of 3 nodes ready"
+fn nodes_words(nodes: &[NodeView]) -> String {
+    let ready = nodes.iter().filter(|node| node.state == "ready").count();
+    match nodes.len() {
+        0 => "no nodes yet".to_owned(),
+        1 if ready == 1 => "1 node ready".to_owned(),
+        n if ready == n => format!("all {n} nodes ready"),
+        n => format!("{ready} of {n} nodes ready"),
+    }
+}
+
+/// "1 job running and 2 waiting", "no jobs to do"
+fn jobs_words(jobs: &[JobView]) -> String {
+    let mut parts = Vec::new();
+    for (state, word) in [
+        ("running", "running"),
+        ("queued", "waiting"),
+        ("paused", "paused"),
+        ("cancelling", "being cancelled"),
+    ] {
+        let n = jobs.iter().filter(|job| job.state == state).count() as u64;
+        if n > 0 {
+            parts.push(if parts.is_empty() {
+                format!("{} {word}", plural(n, "job", "jobs"))
+            } else {
+                format!("{} {word}", units::count(n))
+            });
+        }
+    }
+    if parts.is_empty() { "no jobs to do".to_owned() } else { list(&parts) }
+}
+
+fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
+    let when = incident.opened_at.map(|at| screen.moment(at.0)).unwrap_or_default();
+    let is_open = incident.closed_at.is_none();
+    let mut text = String::new();
+    if is_open {
+        text.push_str("Open: ");
+    }
+    let place: Vec<String> = [&incident.node, &incident.job]
+        .into_iter()
+        .flatten()
+        .filter(|name| !incident.summary.contains(name.as_str()))
+        .cloned()
+        .collect();
+    if !place.is_empty() {
+        text.push_str(&format!("{}: ", place.join(", ")));
+    }
+    text.push_str(&capital(&sentence(&incident.summary)));
+    for part in [&incident.action, &incident.outcome].into_iter().flatten() {
+        text.push(' ');
+        text.push_str(&capital(&sentence(part)));
+    }
+    let mut cost = Vec::new();
+    if incident.rows_requeued > 0 {
+        cost.push(format!("{} handed out again", plural(incident.rows_requeued, "row", "rows")));
+    }
+    if incident.tokens_lost > 0 {
+        cost.push(format!("{} to generate again", plural(incident.tokens_lost, "token", "tokens")));
+    }
+    if incident.tokens_saved > 0 {
+        cost.push(format!("{} kept", plural(incident.tokens_saved, "token", "tokens")));
+    }
+    if !cost.is_empty() {
+        text.push_str(&format!(" ({})", list(&cost)));
+    }
+    let style = if is_open { Style::Warn } else { Style::Plain };
+    screen.sentence(&format!("  {when}  "), &text, style)
+}
+
+fn controller(status: &StatusView, screen: &Screen) -> String {
+    let controller = &status.controller;
+    let mut text = format!("Controller {} at {}", controller.version, controller.address);
+    if let Some(at) = controller.started_at {
+        text.push_str(&format!(", up for {}", units::duration(screen.since_ms(at.0))));
+    }
+    if let Some(available) = controller.disk_available_bytes {
+        text.push_str(&format!(", {} of disk free", units::bytes(available)));
+    }
+    text.push('.');
+    text
+}

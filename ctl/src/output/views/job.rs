@@ -1,0 +1,189 @@
+//! Jobs and the workers that answer them.
+
+use nightshift_proto::v1;
+use serde::Serialize;
+
+use super::{At, job_name, nonzero, text};
+
+/// A job.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobView {
+    /// "j7".
+    pub id: String,
+    /// As given at submission.
+    pub name: Option<String>,
+    /// A directory on the nodes, or a name on the model hub.
+    pub model: String,
+    /// "queued", "running", "paused", "cancelling", "cancelled", "completed" or "failed".
+    pub state: &'static str,
+    /// Why it is in this state, when there is something to say.
+    pub detail: Option<String>,
+    /// Higher runs first.
+    pub priority: i32,
+    /// Rows of the input.
+    pub rows_total: u64,
+    /// Answered.
+    pub rows_succeeded: u64,
+    /// Ended with an error.
+    pub rows_failed: u64,
+    /// Held by workers now.
+    pub rows_in_flight: u64,
+    /// Rows given to a worker again after a fault.
+    pub rows_requeued: u64,
+    /// Second results of a row, dropped.
+    pub duplicate_results: u64,
+    /// Tokens read of all finished rows.
+    pub prompt_tokens: u64,
+    /// Tokens written of all finished rows.
+    pub completion_tokens: u64,
+    /// Tokens written a second, now.
+    pub tokens_per_s: f64,
+    /// Rows finished a second, now.
+    pub rows_per_s: f64,
+    /// Forecast of the time left.
+    pub eta_ms: Option<u64>,
+    /// When it was accepted.
+    pub created_at: Option<At>,
+    /// When its first row was handed out.
+    pub started_at: Option<At>,
+    /// When it ended.
+    pub finished_at: Option<At>,
+    /// "independent", "pipeline" or "tensor"; none before the first plan.
+    pub mode: Option<&'static str>,
+    /// The newest launch number.
+    pub epoch: Option<u64>,
+    /// Rows generated together; none: the controller's default.
+    pub max_batch_rows: Option<u32>,
+    /// Where a row gives no max_tokens; none: the controller's default.
+    pub default_max_tokens: Option<u32>,
+    /// Prompt tokens processed in one step; none: the controller's default.
+    pub prefill_step_tokens: Option<u32>,
+    /// On the controller's machine.
+    pub results_path: Option<String>,
+    /// On the controller's machine.
+    pub errors_path: Option<String>,
+    /// The plan's reasons, in order.
+    pub plan_reasons: Vec<String>,
+    /// The processes that work on it now.
+    pub workers: Vec<WorkerView>,
+}
+
+impl JobView {
+    /// Rows that have an answer or an error.
+    pub fn rows_done(&self) -> u64 {
+        self.rows_succeeded + self.rows_failed
+    }
+
+    /// Whether nothing more will happen to it.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, "cancelled" | "completed" | "failed")
+    }
+}
+
+impl From<v1::Job> for JobView {
+    fn from(job: v1::Job) -> Self {
+        let state = match job.state() {
+            v1::JobState::Queued => "queued",
+            v1::JobState::Running => "running",
+            v1::JobState::Paused => "paused",
+            v1::JobState::Cancelling => "cancelling",
+            v1::JobState::Cancelled => "cancelled",
+            v1::JobState::Completed => "completed",
+            v1::JobState::Failed => "failed",
+            v1::JobState::Unspecified => "unknown",
+        };
+        let mode = match job.mode() {
+            v1::Mode::Unspecified => None,
+            v1::Mode::Independent => Some("independent"),
+            v1::Mode::Pipeline => Some("pipeline"),
+            v1::Mode::Tensor => Some("tensor"),
+        };
+        let spec = job.spec.unwrap_or_default();
+        JobView {
+            id: job_name(job.job_id),
+            name: text(spec.name),
+            model: spec.model,
+            state,
+            detail: text(job.detail),
+            priority: spec.priority,
+            rows_total: job.rows_total,
+            rows_succeeded: job.rows_succeeded,
+            rows_failed: job.rows_failed,
+            rows_in_flight: job.rows_in_flight,
+            rows_requeued: job.rows_requeued,
+            duplicate_results: job.duplicate_results,
+            prompt_tokens: job.prompt_tokens,
+            completion_tokens: job.completion_tokens,
+            tokens_per_s: job.tokens_per_s,
+            rows_per_s: job.rows_per_s,
+            eta_ms: job.eta_ms,
+            created_at: At::from_unix_ms(job.created_unix_ms),
+            started_at: At::from_unix_ms(job.started_unix_ms),
+            finished_at: At::from_unix_ms(job.finished_unix_ms),
+            mode,
+            epoch: nonzero(job.epoch),
+            max_batch_rows: nonzero(spec.max_batch_rows),
+            default_max_tokens: nonzero(spec.default_max_tokens),
+            prefill_step_tokens: nonzero(spec.prefill_step_tokens),
+            results_path: text(job.results_path),
+            errors_path: text(job.errors_path),
+            plan_reasons: job.plan_reasons,
+            workers: job.workers.into_iter().map(WorkerView::from).collect(),
+        }
+    }
+}
+
+/// One worker process.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerView {
+    /// The job it works on.
+    pub job: Option<String>,
+    /// Its launch number.
+    pub epoch: u64,
+    /// Its place in a sharded run; 0 where it works alone.
+    pub rank: u32,
+    /// The node it runs on.
+    pub node: String,
+    /// "starting", "loading", "idle", "prefill", "decode" or "stopping".
+    pub phase: &'static str,
+    /// Its process on that node.
+    pub pid: Option<u32>,
+    /// Rows sent to it and not back yet.
+    pub held_rows: u32,
+    /// Rows it generates now.
+    pub active_rows: u32,
+    /// Tokens written a second, now.
+    pub tokens_per_s: f64,
+    /// The most memory it has used.
+    pub peak_memory_bytes: Option<u64>,
+    /// When it was started.
+    pub started_at: Option<At>,
+}
+
+impl From<v1::Worker> for WorkerView {
+    fn from(worker: v1::Worker) -> Self {
+        let phase = match worker.phase() {
+            v1::WorkerPhase::Starting => "starting",
+            v1::WorkerPhase::Loading => "loading",
+            v1::WorkerPhase::Idle => "idle",
+            v1::WorkerPhase::Prefill => "prefill",
+            v1::WorkerPhase::Decode => "decode",
+            v1::WorkerPhase::Stopping => "stopping",
+            v1::WorkerPhase::Unspecified => "unknown",
+        };
+        let id = worker.worker.unwrap_or_default();
+        WorkerView {
+            job: nonzero(id.job_id).map(job_name),
+            epoch: id.epoch,
+            rank: id.rank,
+            node: worker.node_id,
+            phase,
+            pid: nonzero(worker.pid),
+            held_rows: worker.held_rows,
+            active_rows: worker.active_rows,
+            tokens_per_s: worker.tokens_per_s,
+            peak_memory_bytes: nonzero(worker.peak_memory_bytes),
+            started_at: At::from_unix_ms(worker.since_unix_ms),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! `clusterctl` against a controller made of canned data: what it prints (snapshots), where, and how it exits.
+//!
+//! One module a command. Human output is rendered from views at a fixed moment and width; JSON and exit codes come from
+//! the real program.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+mod canned;
+mod demo;
+mod errors;
+mod events;
+mod fake;
+mod job;
+mod jobs;
+mod logs;
+mod nodes;
+mod program;
+mod results;
+mod status;
+mod steering;
+mod submit;
+mod usage;
+mod watch;
