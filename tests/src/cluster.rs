@@ -1,0 +1,428 @@
+//! A cluster on this machine: one controller and some agents, real processes in one throw-away directory.
+//!
+//! Everything a case hurts is started, killed and started again here. [`Cluster::finish`] ends it gently and checks
+//! what must hold after every case: all programs ended well, no process is left over, no log holds a warning that the
+//! case did not expect.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use nightshift_proto::v1::Job;
+use nix::sys::signal::Signal;
+
+use crate::{
+    answers::Answers,
+    binaries,
+    control::Control,
+    dirs::TestDir,
+    logs,
+    process::{self, Outcome, Process},
+    procfs::{self, Seen},
+    rows::Input,
+    runtime, wait,
+};
+
+/// How long a program may take to stop gently: a worker finishes its step, a ledger is flushed.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a cluster is made of; [`ClusterBuilder::start`] starts it.
+#[derive(Debug)]
+pub struct ClusterBuilder {
+    name: String,
+    agents: usize,
+    config: Option<String>,
+    controller_state: Option<PathBuf>,
+    allowed: Vec<String>,
+}
+
+impl ClusterBuilder {
+    /// So many agents, named n1, n2, …; without this there are none.
+    #[must_use]
+    pub fn agents(mut self, count: usize) -> Self {
+        self.agents = count;
+        self
+    }
+
+    /// A configuration file for the controller, `<dir>/clusterd.toml`, with this content.
+    #[must_use]
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config = Some(toml.to_owned());
+        self
+    }
+
+    /// The controller's state directory, where it must be a particular one.
+    #[must_use]
+    pub fn controller_state(mut self, dir: &Path) -> Self {
+        self.controller_state = Some(dir.to_owned());
+        self
+    }
+
+    /// Log lines of warnings and errors that hold this text are expected.
+    #[must_use]
+    pub fn allow(mut self, texts: &[&str]) -> Self {
+        self.allowed.extend(texts.iter().map(|text| (*text).to_owned()));
+        self
+    }
+
+    /// Starts it and waits until the controller serves and every agent is ready.
+    ///
+    /// # Panics
+    /// When that does not happen.
+    pub async fn start(self) -> Cluster {
+        let dir = TestDir::new(&self.name);
+        let controller_dir = self.controller_state.unwrap_or_else(|| dir.sub("controller"));
+        for name in ["logs", "home", "tmp"] {
+            let _ = dir.sub(name);
+        }
+        if let Some(config) = &self.config {
+            fs::write(dir.path().join("clusterd.toml"), config).expect("a configuration can be written");
+        }
+        let address = format!("127.0.0.1:{}", free_port());
+        let control = Control::new(&address);
+        let mut cluster = Cluster {
+            configured: self.config.is_some(),
+            controller_dir,
+            address,
+            control,
+            controller: None,
+            agents: BTreeMap::new(),
+            allowed: self.allowed,
+            finished: false,
+            dir,
+        };
+        cluster.start_controller().await;
+        for number in 1..=self.agents {
+            cluster.start_agent(&format!("n{number}"));
+        }
+        cluster.control.wait_ready(self.agents).await;
+        cluster
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    configured: bool,
+    controller_dir: PathBuf,
+    address: String,
+    control: Control,
+    controller: Option<Process>,
+    agents: BTreeMap<String, Process>,
+    allowed: Vec<String>,
+    finished: bool,
+    // Last: removed when all processes are gone.
+    dir: TestDir,
+}
+
+impl Cluster {
+    /// A cluster for the case of this name.
+    #[must_use]
+    pub fn builder(name: &str) -> ClusterBuilder {
+        ClusterBuilder {
+            name: name.to_owned(),
+            agents: 0,
+            config: None,
+            controller_state: None,
+            allowed: Vec::new(),
+        }
+    }
+
+    /// The directory that holds everything of it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The controller's state directory.
+    #[must_use]
+    pub fn controller_dir(&self) -> &Path {
+        &self.controller_dir
+    }
+
+    /// The controller's address, "ip:port"; the same after every restart.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The control service.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Expects log lines that hold this text from now on.
+    pub fn allow(&mut self, texts: &[&str]) {
+        self.allowed.extend(texts.iter().map(|text| (*text).to_owned()));
+    }
+
+    /// Starts the controller and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start_controller(&mut self) {
+        self.spawn_controller();
+        let control = self.control.clone();
+        let controller = self.controller_mut();
+        wait::eventually("the controller to serve", wait::SOON, async || {
+            if let Some(status) = controller.ended() {
+                panic!("clusterd ended with {status}:\n{}", logs::tail(controller.output(), 20));
+            }
+            control.try_status().await.map_err(|status| status.to_string())
+        })
+        .await;
+        let written = fs::read_to_string(self.controller_dir.join("clusterd.addr")).unwrap_or_default();
+        assert_eq!(written.trim(), self.address, "clusterd.addr names the address that is served");
+    }
+
+    /// Starts the controller without waiting.
+    ///
+    /// # Panics
+    /// When it runs already.
+    pub fn spawn_controller(&mut self) {
+        assert!(self.controller.is_none(), "the controller runs already");
+        let mut command = self.command("clusterd");
+        if self.configured {
+            command.arg("--config").arg(self.config_path());
+        }
+        command
+            .arg("--state-dir")
+            .arg(&self.controller_dir)
+            .args(["--listen", &self.address])
+            .arg("--log-dir")
+            .arg(self.dir.sub("logs/controller"));
+        self.controller = Some(Process::start("clusterd", command, &self.dir.sub("logs")));
+    }
+
+    /// The controller's configuration file, where the cluster was built with one.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
+        self.path().join("clusterd.toml")
+    }
+
+    /// The controller's process.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn controller_mut(&mut self) -> &mut Process {
+        self.controller.as_mut().expect("the controller runs")
+    }
+
+    /// Kills the controller with SIGKILL.
+    pub async fn kill_controller(&mut self) {
+        self.controller_mut().kill().await;
+        self.controller = None;
+    }
+
+    /// Stops the controller with SIGTERM.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub async fn stop_controller(&mut self) {
+        self.controller_mut().stop(STOP_LIMIT).await;
+        self.controller = None;
+    }
+
+    /// The names of the agents.
+    #[must_use]
+    pub fn agent_names(&self) -> Vec<String> {
+        self.agents.keys().cloned().collect()
+    }
+
+    /// An agent's process.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn agent_mut(&mut self, node: &str) -> &mut Process {
+        self.agents.get_mut(node).unwrap_or_else(|| panic!("no agent {node} runs"))
+    }
+
+    /// Starts an agent, without waiting.
+    pub fn start_agent(&mut self, node: &str) {
+        let command = self.agent_command(node, &runtime::ensure().dir);
+        self.start_agent_with(node, command);
+    }
+
+    /// The command line of an agent that runs with this runtime.
+    #[must_use]
+    pub fn agent_command(&self, node: &str, runtime_dir: &Path) -> Command {
+        let mut command = self.command("cluster-agent");
+        command
+            .args(["run", "--controller", &self.address, "--node-id", node])
+            .arg("--state-dir")
+            .arg(self.dir.sub(&format!("agents/{node}")))
+            .arg("--runtime-dir")
+            .arg(runtime_dir)
+            .arg("--log-dir")
+            .arg(self.dir.sub(&format!("logs/{node}")));
+        command
+    }
+
+    /// Starts an agent by a command line of its own.
+    ///
+    /// # Panics
+    /// When one of that name runs already.
+    pub fn start_agent_with(&mut self, node: &str, command: Command) {
+        let process = Process::start(node, command, &self.dir.sub("logs"));
+        assert!(self.agents.insert(node.to_owned(), process).is_none(), "agent {node} runs already");
+    }
+
+    /// Kills an agent with SIGKILL.
+    pub async fn kill_agent(&mut self, node: &str) {
+        self.agent_mut(node).kill().await;
+        self.agents.remove(node);
+    }
+
+    /// Stops an agent with SIGTERM.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub async fn stop_agent(&mut self, node: &str) {
+        self.agent_mut(node).stop(STOP_LIMIT).await;
+        self.agents.remove(node);
+    }
+
+    /// The worker processes alive now.
+    #[must_use]
+    pub fn workers(&self) -> Vec<Seen> {
+        procfs::workers_of(self.path())
+    }
+
+    /// Kills everything at one moment: controller, agents, workers. Gives the names of the agents.
+    pub async fn kill_all(&mut self) -> Vec<String> {
+        let names = self.agent_names();
+        let workers = self.workers();
+        self.controller_mut().signal(Signal::SIGKILL);
+        for agent in self.agents.values_mut() {
+            agent.signal(Signal::SIGKILL);
+        }
+        for worker in workers {
+            process::send(worker.pid, Signal::SIGKILL);
+        }
+        self.kill_controller().await;
+        for name in &names {
+            self.kill_agent(name).await;
+        }
+        names
+    }
+
+    /// Runs `clusterctl` against this cluster to its end.
+    pub async fn ctl(&self, arguments: &[&str]) -> Outcome {
+        process::run(self.ctl_command(arguments)).await
+    }
+
+    /// The command line of a `clusterctl` against this cluster.
+    #[must_use]
+    pub fn ctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("clusterctl");
+        command.args(["--controller", &self.address]).args(arguments);
+        command
+    }
+
+    /// Reads a finished job's output and judges it.
+    ///
+    /// # Panics
+    /// When a row is missing or doubled, or a line is not valid.
+    #[must_use]
+    pub fn answers(&self, job: &Job, input: &Input) -> Answers {
+        match Answers::read(Path::new(&job.results_path), Path::new(&job.errors_path), input.ids()) {
+            Ok(answers) => answers,
+            Err(problem) => panic!("job j{} ({}): {problem}", job.job_id, job.detail),
+        }
+    }
+
+    /// Ends the cluster gently and checks what must hold after every case.
+    ///
+    /// # Panics
+    /// When a program does not end well, a process is left over, or a log holds an unexpected warning.
+    pub async fn finish(mut self) {
+        for name in self.agent_names() {
+            self.stop_agent(&name).await;
+        }
+        if self.controller.is_some() {
+            self.stop_controller().await;
+        }
+        wait::eventually("every process of the cluster to be gone", wait::SOON, async || {
+            let left = procfs::processes_of(self.path());
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+        })
+        .await;
+        let unexpected = logs::unexpected(&self.path().join("logs"), &self.allowed);
+        assert!(
+            unexpected.is_empty(),
+            "{} log lines that no one expected, the first:\n{}",
+            unexpected.len(),
+            unexpected[..unexpected.len().min(10)].join("\n")
+        );
+        self.finished = true;
+    }
+
+    /// One of the programs with an environment of its own, so that a test means the same wherever it runs.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binaries::path(program));
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.path().join("home"))
+            .env("TMPDIR", self.path().join("tmp"))
+            .env("LANG", "C.UTF-8")
+            .env("NO_COLOR", "1")
+            .env("RUST_BACKTRACE", "1")
+            .current_dir(self.path());
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.dir.keep();
+        for process in procfs::processes_of(self.path()) {
+            process::send(process.pid, Signal::SIGKILL);
+        }
+        eprintln!("the ends of the logs:\n{}", logs::tails(&self.path().join("logs"), 12));
+    }
+}
+
+/// A port nobody listens on, below the range from which systems take the local ends of outgoing connections: an agent
+/// that dials a stopped controller's port from that range would sooner or later be connected to itself.
+fn free_port() -> u16 {
+    const FIRST: u16 = 18_000;
+    const COUNT: u16 = 12_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test programs that run side by side begin at different places.
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    for _ in 0..COUNT {
+        let step = NEXT.fetch_add(7, Ordering::Relaxed);
+        let port = FIRST + (start.wrapping_add(step)) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in {FIRST}..{}", FIRST + COUNT);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_free_and_not_given_twice() {
+        let ports: Vec<u16> = (0..20).map(|_| free_port()).collect();
+        let different: std::collections::BTreeSet<&u16> = ports.iter().collect();
+        assert_eq!(different.len(), ports.len());
+        assert!(
+            ports.iter().all(|port| *port < 32_768),
+            "below the range of outgoing connections: {ports:?}"
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Runs end-to-end cases in the way of `cargo test`, and decides at run time which of them this machine can run: a case
+//! that cannot is counted as ignored, with the reason, never as passed.
+
+use std::{env, fmt, future::Future, path::Path, pin::Pin, process::ExitCode, time::Duration};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::runtime;
+
+/// No case takes this long; one that does hangs somewhere its own deadlines do not reach.
+const CASE_LIMIT: Duration = Duration::from_secs(900);
+
+/// What a case needs of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// The Python runtime with MLX, or a Python to make it with.
+    Runtime,
+    /// `/proc`.
+    Linux,
+    /// The right to mount a file system.
+    Mount,
+}
+
+impl Need {
+    /// Why the need is not met on this machine.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Linux if Path::new("/proc/self/stat").exists() => None,
+            Self::Linux => Some("this system has no /proc".to_owned()),
+            Self::Mount if !nix::unistd::geteuid().is_root() => {
+                Some("only root can mount the small file system this needs".to_owned())
+            }
+            Self::Mount if !cfg!(target_os = "linux") => {
+                Some("the small file system is a Linux tmpfs".to_owned())
+            }
+            Self::Mount => None,
+            Self::Runtime => runtime::missing(),
+        }
+    }
+}
+
+type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// One case: a name, what it needs, and what it does.
+pub struct Case {
+    name: String,
+    needs: &'static [Need],
+    body: Box<dyn FnOnce() -> Running + Send>,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Case").field("name", &self.name).field("needs", &self.needs).finish_non_exhaustive()
+    }
+}
+
+/// A case that panics when its promise is broken.
+pub fn case<F>(name: &str, needs: &'static [Need], body: impl FnOnce() -> F + Send + 'static) -> Case
+where
+    F: Future<Output = ()> + 'static,
+{
+    Case { name: name.to_owned(), needs, body: Box::new(move || Box::pin(body())) }
+}
+
+/// Runs the cases that the command line selects, with the arguments and the output of `cargo test`.
+#[must_use]
+pub fn run(cases: Vec<Case>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = cases.into_iter().map(trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(case: Case) -> Trial {
+    let Case { name, needs, body } = case;
+    Trial::ignorable_test(name.clone(), move || {
+        if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
+            // On the machine that decides whether a change lands, silence would be a lie.
+            if env::var_os("CI").is_some() && needs.contains(&Need::Runtime) {
+                return Err(Failed::from(format!("cannot be run here: {reason}")));
+            }
+            return Ok(Completion::ignored_with(reason));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| Failed::from(format!("no tokio runtime: {error}")))?;
+        let outcome = runtime.block_on(async { tokio::time::timeout(CASE_LIMIT, body()).await });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        outcome.map(|()| Completion::Completed).map_err(|_| {
+            Failed::from(format!("{name} was still running after {CASE_LIMIT:?} and was given up"))
+        })
+    })
+}

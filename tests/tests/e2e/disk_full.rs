@@ -1,0 +1,146 @@
+//! A full disk under the controller: the job pauses, nothing that was told as done is lost, and it goes on by itself
+//! when there is room again.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nightshift_proto::v1::JobState;
+use nightshift_tests::{
+    cluster::Cluster,
+    control::{self, rows_done, sketch},
+    rows::Input,
+    stub::{StubNode, StubOptions},
+    suite::{Case, Need, case},
+    wait,
+};
+
+const NEEDS: &[Need] = &[Need::Linux, Need::Mount];
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("disk_full::below_the_reserve_the_job_pauses_and_goes_on", NEEDS, || full("reserve", 8 << 20)),
+        case("disk_full::with_not_a_byte_left_nothing_acknowledged_is_lost", NEEDS, || {
+            full("nothing-left", 0)
+        }),
+        case("disk_full::a_submission_that_does_not_fit_is_refused", NEEDS, submission),
+    ]
+}
+
+/// What the programs may say of a full disk.
+const EXPECTED: &[&str] = &["disk", "space", "node", "session", "ledger", "No space left"];
+
+async fn full(name: &str, reserve_bytes: u64) {
+    let disk = SmallDisk::mount(name);
+    let cluster = Cluster::builder(&format!("disk-{name}"))
+        .controller_state(disk.path())
+        .config(&format!("[limits]\ndisk_reserve_bytes = {reserve_bytes}\n"))
+        .allow(EXPECTED)
+        .start()
+        .await;
+    let node = StubNode::start(StubOptions {
+        node_id: "s1".to_owned(),
+        controller: cluster.address().to_owned(),
+        allowance: 500,
+    });
+    cluster.control().wait_ready(1).await;
+    let input = Input::chat(20_000, 10, 1);
+    let job = cluster.control().submit(control::spec("full", "/models/stub"), input.jsonl()).await;
+    let before = cluster.control().wait_rows(job.job_id, 500).await;
+
+    let ballast = disk.fill();
+    node.allow(u64::MAX);
+    let paused = cluster
+        .control()
+        .wait_job(job.job_id, "paused for the full disk", wait::SOON, |job| {
+            job.state() == JobState::Paused || !job.detail.is_empty()
+        })
+        .await;
+    let told = format!("{} {:?}", paused.detail, cluster.control().status().await.problems);
+    assert!(told.contains("disk") || told.contains("space"), "a person is told why: {told}");
+    assert!(rows_done(&paused) >= rows_done(&before), "{}", sketch(&paused));
+    assert!(rows_done(&paused) < 20_000, "the disk was not full: {}", sketch(&paused));
+
+    fs::remove_file(ballast).expect("the ballast can be removed");
+    let done = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    assert_eq!(cluster.answers(&done, &input).succeeded(), 20_000);
+    assert_eq!(done.duplicate_results, 0, "what is sent again is taken once");
+    drop(node);
+    cluster.finish().await;
+}
+
+async fn submission() {
+    let disk = SmallDisk::mount("submission");
+    let cluster = Cluster::builder("disk-submission")
+        .controller_state(disk.path())
+        .config("[limits]\ndisk_reserve_bytes = 8388608\n")
+        .allow(EXPECTED)
+        .start()
+        .await;
+    // About a hundred megabytes onto a disk of sixty-four.
+    let mut input = Input::new();
+    let long = "word ".repeat(20_000);
+    for number in 0..1000 {
+        input.completion_row(&format!("row-{number}"), &long, serde_json::json!({"max_tokens": 1}));
+    }
+    let refusal = cluster
+        .control()
+        .try_submit(control::spec("large", "/models/stub"), control::pieces(input.jsonl()))
+        .await
+        .expect_err("it does not fit");
+    assert!(refusal.problem.contains("disk") || refusal.problem.contains("space"), "{refusal:?}");
+    let jobs = cluster.controller_dir().join("jobs");
+    let left = fs::read_dir(&jobs).map(|entries| entries.count()).unwrap_or_default();
+    assert_eq!(left, 0, "nothing of it is kept in {}", jobs.display());
+    let small = Input::chat(10, 10, 1);
+    cluster.control().submit(control::spec("small", "/models/stub"), small.jsonl()).await;
+    cluster.finish().await;
+}
+
+/// A file system of its own, of a size that can be filled.
+struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(name: &str) -> Self {
+        let path = tempfile::Builder::new()
+            .prefix(&format!("nightshift-disk-{name}-"))
+            .tempdir()
+            .expect("a temporary directory can be made")
+            .keep();
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m", "nightshift-test"])
+            .arg(&path)
+            .status()
+            .expect("mount can be started");
+        assert!(status.success(), "no tmpfs could be mounted at {}", path.display());
+        Self { path }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fills it to the last byte and gives the file that does.
+    fn fill(&self) -> PathBuf {
+        let ballast = self.path.join("ballast");
+        let mut file = File::create(&ballast).expect("the ballast can be made");
+        for size in [1 << 20, 4096, 1] {
+            let piece = vec![0; size];
+            while file.write_all(&piece).is_ok() {}
+        }
+        ballast
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a controller that is still being killed may hold it for a moment.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+        let _ = fs::remove_dir(&self.path);
+    }
+}
