@@ -44,6 +44,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// The address served on, as people should see it.
     pub listen_address: String,
+    /// Tells this ledger from every other.
+    pub ledger_id: String,
     /// The ledger, open.
     pub ledger: ledger::Handle,
     /// What it held.
@@ -96,6 +98,7 @@ struct Driver {
     started: Now,
     clock: Instant,
     instance_id: String,
+    ledger_id: String,
     state_dir: PathBuf,
     listen_address: String,
 }
@@ -125,6 +128,7 @@ pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task:
         started,
         clock,
         instance_id: instance_id(started),
+        ledger_id: options.ledger_id,
         state_dir: options.state_dir,
         listen_address: options.listen_address,
     };
@@ -134,8 +138,8 @@ pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task:
 
 impl Driver {
     async fn run(mut self, replay: ledger::Replay, notes: Vec<EventDraft>, cancel: CancellationToken) {
-        let ledger::Replay { jobs, nodes, repairs, .. } = replay;
-        self.apply(Event::Started { jobs, nodes, repairs }, &[]).await;
+        let ledger::Replay { jobs, nodes, repairs, remains, .. } = replay;
+        self.apply(Event::Started { jobs, nodes, repairs, remains }, &[]).await;
         for note in notes {
             self.apply(Event::Note(note), &[]).await;
         }

@@ -75,6 +75,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     let unusable = |source| Error::StateDir { path: state_dir.clone(), source };
     fs::create_dir_all(&state_dir).map_err(unusable)?;
     let _lock = lock(&state_dir)?;
+    let ledger_id = ledger_id(&state_dir).map_err(unusable)?;
     let address = config.controller.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| rpc::Error::Bind { address, source })?;
     let address = listener.local_addr().map_err(|source| rpc::Error::Bind { address, source })?;
@@ -94,6 +95,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
             config: config.clone(),
             state_dir: state_dir.clone(),
             listen_address: address.to_string(),
+            ledger_id,
             ledger: ledger.clone(),
             replay,
             notes: Vec::new(),
@@ -170,6 +172,28 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, Error> {
         nix::errno::Errno::EWOULDBLOCK => Error::InUse { path: state_dir.to_owned() },
         other => failed(other.into()),
     })
+}
+
+/// The name of this state directory's ledger: made once, kept for ever. Agents keep it beside what they hold, because
+/// job numbers start again with every new ledger.
+fn ledger_id(state_dir: &Path) -> io::Result<String> {
+    let path = state_dir.join("ledger-id");
+    match fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut random = [0_u8; 16];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let staged = state_dir.join("ledger-id.new");
+    let mut file = File::create(&staged)?;
+    writeln!(file, "{id}")?;
+    ledger::sync_file(&file)?;
+    fs::rename(staged, path)?;
+    ledger::sync_directory(state_dir)?;
+    Ok(id)
 }
 
 fn write_address(state_dir: &Path, address: SocketAddr) -> io::Result<()> {

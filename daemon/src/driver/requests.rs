@@ -143,7 +143,16 @@ impl Driver {
             heartbeat_interval_ms: self.config.agents.heartbeat_interval_ms,
             observation_interval_ms: self.config.agents.observation_interval_ms,
             progress_interval_ms: self.config.agents.progress_interval_ms,
+            ledger_id: self.ledger_id.clone(),
         };
+        if !hello.ledger_id.is_empty() && hello.ledger_id != self.ledger_id {
+            // Its job numbers are another ledger's: taking its workers or results for ours would mix two nights up.
+            tracing::info!(%node, "the agent served another ledger; it starts afresh with this one");
+            // An agent that does not hear it asks again.
+            _ = outbox.try_send(Ok(v1::ControllerMessage { body: Some(ToAgent::Welcome(welcome)) }));
+            _ = reply.send(Ok(session));
+            return;
+        }
         let display = self.displays.entry(node.clone()).or_default();
         display.observation.clone_from(&hello.observation);
         display.runtime.clone_from(&hello.runtime);

@@ -140,9 +140,21 @@ impl Intake {
             (self.rows == 0 && self.error_count == 0).then(|| "the input has no rows".to_owned())
         };
         match self.stage.take() {
-            Some(stage) if problem.is_none() && self.error_count == 0 => stage.finish().map_err(Refused::Failed),
-            _ => Err(Refused::Rejected(Rejection { errors: self.errors, error_count: self.error_count, problem })),
+            Some(stage) if problem.is_none() && self.error_count == 0 => {
+                stage.finish().map_err(Refused::Failed)
+            }
+            _ => Err(Refused::Rejected(Rejection {
+                errors: self.errors,
+                error_count: self.error_count,
+                problem,
+            })),
         }
+    }
+
+    /// Bytes of input held in memory.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.begun.capacity()
     }
 
     /// More of a line; what is over the bound is not kept.

@@ -15,6 +15,8 @@ mod lines;
 mod problem;
 mod row;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod unique;
 
 pub use self::{

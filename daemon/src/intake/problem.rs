@@ -92,15 +92,20 @@ impl fmt::Display for Problem<'_> {
             }
             Self::NotUtf8 { at_byte, .. } => write!(f, "not valid UTF-8 at byte {at_byte}"),
             Self::NotJson(error) => {
-                // serde_json counts lines of its own, and there is one.
                 let text = error.to_string();
+                // serde_json counts lines of its own, and there is one.
                 let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-                write!(f, "not valid JSON: {what} at column {}", error.column())
+                match what.strip_prefix("duplicate field `").and_then(|field| field.strip_suffix('`')) {
+                    Some(field) => write!(f, "{field} is given twice"),
+                    None => write!(f, "not valid JSON: {what} at column {}", error.column()),
+                }
             }
             Self::TooDeep { levels_max } => write!(f, "nested deeper than {levels_max} levels"),
             Self::NotAnObject(found) => write!(f, "must be a JSON object, not {found}"),
             Self::Missing { field, hint } => write!(f, "{field} is missing{hint}"),
-            Self::WrongKind { field, expected, found } => write!(f, "{field} must be {expected}, not {found}"),
+            Self::WrongKind { field, expected, found } => {
+                write!(f, "{field} must be {expected}, not {found}")
+            }
             Self::EmptyId => f.write_str("custom_id is empty"),
             Self::LongId { max_bytes } => write!(f, "custom_id is longer than {max_bytes} bytes"),
             Self::UsedId { custom_id, line } => {
@@ -108,7 +113,11 @@ impl fmt::Display for Problem<'_> {
             }
             Self::WrongMethod(found) => write!(f, "method must be \"POST\", not {}", quoted(found)),
             Self::WrongUrl(found) => {
-                write!(f, "url {} is not supported: use /v1/chat/completions or /v1/completions", quoted(found))
+                write!(
+                    f,
+                    "url {} is not supported: use /v1/chat/completions or /v1/completions",
+                    quoted(found)
+                )
             }
             Self::NoMessages => f.write_str("body.messages is empty"),
             Self::MissingRole { index } => write!(f, "{} is missing", Field::Role(*index)),
@@ -129,4 +138,3 @@ fn shortened(text: &str) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
     }
 }
-

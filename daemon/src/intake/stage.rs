@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::ledger::{
-    INCOMING_PREFIX, INDEX, INPUT, IndexWriter, JOBS, free_bytes, human_bytes, no_room_problem, sync_directory,
-    sync_file,
+    INCOMING_PREFIX, INDEX, INPUT, IndexWriter, JOBS, free_bytes, human_bytes, no_room_problem,
+    sync_directory, sync_file,
 };
 
 /// Written at a time.
@@ -118,7 +118,8 @@ impl Stage {
         let path = make_directory(&jobs).map_err(failed)?;
         let directory = Directory { path, is_kept: false };
         let create = |name: &str| {
-            File::create_new(directory.path.join(name)).map(|file| BufWriter::with_capacity(BUFFER_BYTES, file))
+            File::create_new(directory.path.join(name))
+                .map(|file| BufWriter::with_capacity(BUFFER_BYTES, file))
         };
         let input = create(INPUT).map_err(failed)?;
         let index = create(INDEX).and_then(IndexWriter::begin).map_err(failed)?;

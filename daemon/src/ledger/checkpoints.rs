@@ -93,7 +93,7 @@ impl Loader<'_> {
                 self.tokens = Some((job, row, joined));
             }
             Some((job, row, Stream::Logprobs)) => {
-                if !self.tokens.as_ref().is_some_and(|(of_job, of_row, _)| (*of_job, *of_row) == (job, row)) {
+                if self.tokens.as_ref().is_none_or(|(of_job, of_row, _)| (*of_job, *of_row) != (job, row)) {
                     self.pair(None);
                     longvalue::remove(self.batch, &joined.prefix, &joined.stored);
                 } else {

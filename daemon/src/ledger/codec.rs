@@ -275,7 +275,10 @@ mod tests {
         use crate::model::JobId;
         assert!(key::row_record(JobId(1), 255) < key::row_record(JobId(1), 256));
         assert!(key::row_record(JobId(1), u64::MAX) < key::row_record(JobId(2), 0));
-        assert_eq!(key::parse_number(&key::row_record(JobId(7), 3)), Some((7, &[0, 0, 0, 0, 0, 0, 0, 3][..])));
+        assert_eq!(
+            key::parse_number(&key::row_record(JobId(7), 3)),
+            Some((7, &[0, 0, 0, 0, 0, 0, 0, 3][..]))
+        );
         assert_eq!(key::parse_number(b"j"), None);
     }
 }

@@ -80,6 +80,11 @@ pub struct JobCommitted {
     pub errors_bytes: u64,
     /// Rows that had an answer already; theirs was dropped.
     pub duplicates: u32,
+    /// Rows of the job answered with 200, all in all. One whose body was not one JSON object on one line is not among
+    /// them, whatever its status.
+    pub rows_succeeded: u64,
+    /// Rows of the job that ended with an error, all in all.
+    pub rows_failed: u64,
 }
 
 /// Which events.
@@ -169,7 +174,9 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 // These look at what is applied, or apply themselves: the group so far comes first.
                 Request::CreateJob { staging, record } => {
                     self.finish(std::mem::take(&mut group), &mut gathered, &mut replies);
-                    let outcome = self.read_again_if_stale(now_unix_ms).and_then(|()| self.create_job(&staging, record));
+                    let outcome = self
+                        .read_again_if_stale(now_unix_ms)
+                        .and_then(|()| self.create_job(&staging, record));
                     replies.push(outcome.map(|()| Reply::Done));
                 }
                 Request::ReadEvents(filter) => {
@@ -271,6 +278,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 results_bytes: state.results.bytes,
                 errors_bytes: state.errors.bytes,
                 duplicates: *duplicates,
+                rows_succeeded: state.totals.rows_succeeded,
+                rows_failed: state.totals.rows_failed,
             })
         });
         Ok(Committed { jobs: jobs.collect() })
@@ -297,7 +306,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     /// Refuses to write when that would leave less than `keep_bytes` free.
     pub(crate) fn check_room(&mut self, path: &str, bytes: u64, keep_bytes: u64) -> Result<(), Error> {
-        let free = self.disk.free_bytes().map_err(|error| self.io_error("ask for the free space of", "", error))?;
+        let free =
+            self.disk.free_bytes().map_err(|error| self.io_error("ask for the free space of", "", error))?;
         if free >= keep_bytes.saturating_add(bytes) {
             return Ok(());
         }

@@ -114,12 +114,14 @@ impl OsDisk {
     fn file(&mut self, path: &str, create: bool) -> io::Result<&File> {
         if !self.open.contains_key(path) {
             let full = self.root.join(path);
-            let file = match OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&full)
-            {
-                // Files of a job that is only read may be read-only.
-                Err(error) if !create && error.kind() == io::ErrorKind::PermissionDenied => File::open(&full)?,
-                outcome => outcome?,
-            };
+            let file =
+                match OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&full) {
+                    // Files of a job that is only read may be read-only.
+                    Err(error) if !create && error.kind() == io::ErrorKind::PermissionDenied => {
+                        File::open(&full)?
+                    }
+                    outcome => outcome?,
+                };
             if self.open.len() >= OPEN_FILES_MAX {
                 self.open.clear();
             }
@@ -152,7 +154,7 @@ impl Disk for OsDisk {
                 {
                     self.open.remove(path);
                 }
-                Ok(metadata.is_file().then(|| metadata.len()))
+                Ok(metadata.is_file().then_some(metadata.len()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.open.remove(path);

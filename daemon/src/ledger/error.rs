@@ -128,7 +128,9 @@ pub(crate) fn no_room_problem(error: &io::Error) -> Option<String> {
     let is = |errno: Errno| raw == Some(errno as i32);
     // sled wraps errors and loses the number, never the kind.
     match error.kind() {
-        _ if is(Errno::EDQUOT) => Some("the disk quota is used up; free some space or raise the quota".into()),
+        _ if is(Errno::EDQUOT) => {
+            Some("the disk quota is used up; free some space or raise the quota".into())
+        }
         io::ErrorKind::StorageFull => Some("no space is left on the device; free some space".into()),
         io::ErrorKind::QuotaExceeded => {
             Some("the disk quota is used up; free some space or raise the quota".into())
@@ -150,7 +152,11 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
         }
         (value, unit) = (value / 1024.0, next);
     }
-    if value.fract() == 0.0 || value >= 100.0 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") }
+    if value.fract() == 0.0 || value >= 100.0 {
+        format!("{value:.0} {unit}")
+    } else {
+        format!("{value:.1} {unit}")
+    }
 }
 
 #[cfg(test)]
@@ -160,11 +166,13 @@ mod tests {
     #[test]
     fn errors_of_a_full_disk_are_told_from_others() {
         for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS] {
-            let error = Error::io("write", "/x/results.jsonl".into(), io::Error::from_raw_os_error(errno as i32));
+            let error =
+                Error::io("write", "/x/results.jsonl".into(), io::Error::from_raw_os_error(errno as i32));
             assert!(error.is_disk_full(), "{errno}");
             assert!(error.to_string().starts_with("/x/results.jsonl cannot take more: "), "{error}");
         }
-        let error = Error::io("write", "/x/results.jsonl".into(), io::Error::from_raw_os_error(Errno::EIO as i32));
+        let error =
+            Error::io("write", "/x/results.jsonl".into(), io::Error::from_raw_os_error(Errno::EIO as i32));
         assert!(!error.is_disk_full());
         assert_eq!(error.to_string(), "cannot write /x/results.jsonl");
     }

@@ -10,13 +10,11 @@ use super::{
     error::Error,
     load::Replay,
     sled_kv::SledKv,
-    writer::{self, Command},
+    writer::{self, Answer, Command},
 };
 use crate::{
     intake,
-    model::{
-        Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, NodeRecord, RowIx,
-    },
+    model::{Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, NodeRecord, RowIx},
 };
 
 /// How a ledger is opened.
@@ -82,11 +80,8 @@ impl Handle {
     ///
     /// # Errors
     /// When the number is taken, the disk is full or cannot be written.
-    pub async fn create_job(&self, mut staged: intake::Staged, mut record: JobRecord) -> Result<(), Error> {
-        record.rows_total = staged.rows_total;
-        self.done(Request::CreateJob { staging: staged.directory_name(), record }).await?;
-        staged.keep();
-        Ok(())
+    pub async fn create_job(&self, staged: intake::Staged, record: JobRecord) -> Result<(), Error> {
+        self.send(|reply| Command::CreateJob(staged, record, reply)).await.map(drop)
     }
 
     /// Records where a job stands; durable on return.
@@ -177,8 +172,12 @@ impl Handle {
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, Error> {
+        self.send(|reply| Command::Request(request, reply)).await
+    }
+
+    async fn send(&self, command: impl FnOnce(Answer) -> Command) -> Result<Reply, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Request(request, reply)).await.map_err(|_| Error::Closed)?;
+        self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
 

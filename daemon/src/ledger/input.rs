@@ -6,7 +6,12 @@
 //!
 //! The last offset is the length of the input. The index can be made again from the input, and is when it is damaged.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -107,6 +112,7 @@ fn line_at(read: ReadAt<'_>, row: RowIx, input_bytes: u64) -> io::Result<Option<
 /// Reads rows of one job by number. Cheap to share: every read is a positioned read of two files.
 #[derive(Debug)]
 pub struct InputReader {
+    job_dir: PathBuf,
     input: File,
     index: File,
     input_bytes: u64,
@@ -126,8 +132,9 @@ impl InputReader {
                 .map_err(|error| Error::io("open", path, error))
         };
         let ((input, input_bytes), (index, index_bytes)) = (open(INPUT)?, open(INDEX)?);
-        let intact = is_intact(&mut |at, buffer| read_full(&index, at, buffer), index_bytes, rows_total, input_bytes)
-            .map_err(|error| Error::io("read", job_dir.join(INDEX), error))?;
+        let intact =
+            is_intact(&mut |at, buffer| read_full(&index, at, buffer), index_bytes, rows_total, input_bytes)
+                .map_err(|error| Error::io("read", job_dir.join(INDEX), error))?;
         if !intact {
             let problem = format!(
                 "it does not fit {INPUT} ({rows_total} rows, {input_bytes} bytes); \
@@ -135,7 +142,7 @@ impl InputReader {
             );
             return Err(Error::Damaged { path: job_dir.join(INDEX), problem });
         }
-        Ok(Self { input, index, input_bytes, rows_total })
+        Ok(Self { job_dir: job_dir.to_owned(), input, index, input_bytes, rows_total })
     }
 
     /// A row's line as it was submitted, without the line break.
@@ -143,11 +150,11 @@ impl InputReader {
     /// # Errors
     /// When there is no such row or its line cannot be read.
     pub fn read(&self, row: RowIx) -> Result<Bytes, Error> {
-        let damaged = |problem: String| Error::Damaged { path: INDEX.into(), problem };
+        let damaged = |problem: String| Error::Damaged { path: self.job_dir.join(INDEX), problem };
         if row.0 >= self.rows_total {
             return Err(damaged(format!("there is no row {row}: it has {}", self.rows_total)));
         }
-        let failed = |error| Error::io("read", INPUT.into(), error);
+        let failed = |error| Error::io("read", self.job_dir.join(INPUT), error);
         let (start, bytes) =
             line_at(&mut |at, buffer| read_full(&self.index, at, buffer), row, self.input_bytes)
                 .map_err(failed)?
@@ -255,7 +262,7 @@ mod tests {
         assert_eq!(reader.read(RowIx(2)).unwrap(), "3");
         assert_eq!(
             reader.read(RowIx(3)).unwrap_err().to_string(),
-            "input.idx is damaged: there is no row 3: it has 3"
+            format!("{} is damaged: there is no row 3: it has 3", dir.path().join(INDEX).display())
         );
     }
 

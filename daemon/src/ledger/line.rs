@@ -208,7 +208,10 @@ mod tests {
 
     #[test]
     fn custom_ids_are_taken_as_they_are() {
-        assert_eq!(custom_id(br#"{"body":{"custom_id":1},"custom_id":"\u00e4","x":[]}"#), Some(r#""\u00e4""#));
+        assert_eq!(
+            custom_id(br#"{"body":{"custom_id":1},"custom_id":"\u00e4","x":[]}"#),
+            Some(r#""\u00e4""#)
+        );
         assert_eq!(custom_id(br#"{"custom_id":7}"#), None);
         assert_eq!(custom_id(b"rubbish"), None);
     }

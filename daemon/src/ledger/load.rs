@@ -46,6 +46,8 @@ pub struct Replay {
     pub nodes: Vec<NodeRecord>,
     /// What had to be repaired, a sentence each.
     pub repairs: Vec<String>,
+    /// What a kill leaves behind in the ordinary course of things, and was put right: nothing to worry about.
+    pub remains: Vec<String>,
     /// The number the next job gets; none was given out before.
     pub next_job: JobId,
 }
@@ -61,10 +63,19 @@ enum Start {
     Rebuilt,
 }
 
+/// What was put right, in sentences.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    /// Damage.
+    pub(crate) repairs: Vec<String>,
+    /// What a kill leaves behind.
+    pub(crate) remains: Vec<String>,
+}
+
 /// What is read from disk and not kept in memory here.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    repairs: Vec<String>,
+    findings: Findings,
     nodes: Vec<NodeRecord>,
     pub(crate) checkpoints: Vec<(JobId, RowIx, Checkpoint)>,
 }
@@ -88,7 +99,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
             unwanted: Vec::new(),
         };
         core.remove_incoming()?;
-        let Loaded { repairs, nodes, checkpoints } = core.load(now_unix_ms)?;
+        let Loaded { findings, nodes, checkpoints } = core.load(now_unix_ms)?;
         let mut jobs: BTreeMap<_, _> = core.jobs.iter().map(|(id, job)| (*id, replayed(job))).collect();
         for (job, row, checkpoint) in checkpoints {
             if let Some(job) = jobs.get_mut(&job) {
@@ -96,7 +107,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
             }
         }
         let next_job = JobId(core.last_job + 1);
-        let replay = Replay { jobs: jobs.into_values().collect(), nodes, repairs, next_job };
+        let Findings { repairs, remains } = findings;
+        let replay = Replay { jobs: jobs.into_values().collect(), nodes, repairs, remains, next_job };
         Ok((core, replay))
     }
 
@@ -105,8 +117,12 @@ impl<D: Disk, K: Kv> Core<D, K> {
         if !self.is_stale {
             return Ok(());
         }
-        for sentence in self.load(now_unix_ms)?.repairs {
+        let Findings { repairs, remains } = self.load(now_unix_ms)?.findings;
+        for sentence in repairs {
             tracing::warn!("the ledger was opened again: {sentence}");
+        }
+        for sentence in remains {
+            tracing::info!("the ledger was opened again: {sentence}");
         }
         Ok(())
     }
@@ -130,44 +146,44 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     fn load(&mut self, now_unix_ms: u64) -> Result<Loaded, Error> {
         self.is_stale = true;
-        let mut repairs = Vec::new();
-        match self.load_opened(now_unix_ms, false, &mut repairs) {
+        let mut findings = Findings::default();
+        match self.load_opened(now_unix_ms, false, &mut findings) {
             Err(Error::Store { source: kv::Error::Broken(problem), .. }) => {
                 let aside = self
                     .kv
                     .set_aside(now_unix_ms / 1000)
                     .map_err(|source| Error::Store { action: "set aside", path: self.kv.path(), source })?;
-                repairs.push(format!(
+                findings.repairs.push(format!(
                     "the ledger could not be used ({problem}): it was set aside as {} and made again from the \
                      jobs' directories; checkpoints, events and what was known of nodes are lost",
                     aside.display()
                 ));
-                self.load_opened(now_unix_ms, true, &mut repairs)
+                self.load_opened(now_unix_ms, true, &mut findings)
             }
             outcome => outcome,
         }
-        .map(|loaded| Loaded { repairs, ..loaded })
+        .map(|loaded| Loaded { findings, ..loaded })
     }
 
     fn load_opened(
         &mut self,
         now_unix_ms: u64,
         was_set_aside: bool,
-        repairs: &mut Vec<String>,
+        findings: &mut Findings,
     ) -> Result<Loaded, Error> {
         self.jobs.clear();
         self.checkpoint_bytes = 0;
         self.is_dirty = false;
         let opened = self.kv.open();
-        repairs.extend(opened.map_err(|error| self.store_failed("open", error))?);
-        let start = self.prepare_format(was_set_aside, repairs)?;
+        findings.repairs.extend(opened.map_err(|error| self.store_failed("open", error))?);
+        let start = self.prepare_format(was_set_aside, &mut findings.repairs)?;
         for job in std::mem::take(&mut self.unwanted) {
             self.remove_unwanted(job, &JobFiles::new(job)).inspect_err(|_| self.unwanted.push(job))?;
         }
         let mut batch = Batch::default();
-        self.load_jobs(now_unix_ms, &mut batch, repairs)?;
+        self.load_jobs(now_unix_ms, &mut batch, findings)?;
         self.apply(batch, true)?;
-        self.load_all_rows(repairs)?;
+        self.load_all_rows(findings)?;
         let mut loaded = Loaded::default();
         let mut batch = Batch::default();
         loaded.checkpoints = self.load_checkpoints(&mut batch)?;
@@ -192,7 +208,9 @@ impl<D: Disk, K: Kv> Core<D, K> {
         if let Some(value) = found {
             let format = unseal(key::FORMAT, &value).ok().and_then(|payload| payload.try_into().ok());
             let Some(format) = format.map(u32::from_le_bytes) else {
-                return Err(self.store_failed("read", kv::Error::Broken("its format record is damaged".into())));
+                return Err(
+                    self.store_failed("read", kv::Error::Broken("its format record is damaged".into()))
+                );
             };
             if format > FORMAT {
                 self.kv.close();
@@ -221,10 +239,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     /// Jobs' directories, and whether each was accepted (or at least looks so).
     fn job_directories(&mut self) -> Result<BTreeMap<JobId, bool>, Error> {
-        let names = self
-            .disk
-            .list(job_files::JOBS)
-            .map_err(|error| self.io_error("read", job_files::JOBS, error))?;
+        let names =
+            self.disk.list(job_files::JOBS).map_err(|error| self.io_error("read", job_files::JOBS, error))?;
         let mut directories = BTreeMap::new();
         for job in names.iter().filter_map(|name| job_files::parse_directory_name(name)) {
             let files = JobFiles::new(job);
@@ -244,7 +260,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         &mut self,
         now_unix_ms: u64,
         batch: &mut Batch,
-        repairs: &mut Vec<String>,
+        findings: &mut Findings,
     ) -> Result<(), Error> {
         let mut records = self.read_long_values(key::JOBS)?;
         let mut recorded = BTreeMap::new();
@@ -252,7 +268,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
             let Some((id, _)) = key::parse_number(&joined.prefix) else { continue };
             let parsed = joined.payload.ok().and_then(|json| serde_json::from_slice::<StoredJob>(&json).ok());
             if parsed.is_none() {
-                repairs.push(format!("the record of job j{id} was damaged"));
+                findings.repairs.push(format!("the record of job j{id} was damaged"));
             }
             recorded.insert(JobId(id), (parsed, joined.stored));
         }
@@ -268,14 +284,14 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 (None, Some(false)) => {
                     let files = JobFiles::new(id);
                     self.remove_unwanted(id, &files)?;
-                    repairs.push(format!(
+                    findings.remains.push(format!(
                         "{} was left by a submission that was never accepted: removed",
                         files.directory
                     ));
                     None
                 }
                 (record, directory) => {
-                    self.settle_job(id, record, directory.is_some(), now_unix_ms, repairs)?
+                    self.settle_job(id, record, directory.is_some(), now_unix_ms, &mut findings.repairs)?
                 }
             };
             match state {
@@ -369,7 +385,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     fn load_nodes(&mut self, loaded: &mut Loaded, batch: &mut Batch) -> Result<(), Error> {
         let scanned = self.kv.scan(key::NODES, false, &mut |key, value| {
-            let parsed = unseal(key, value).ok().and_then(|json| serde_json::from_slice::<NodeRecord>(json).ok());
+            let parsed =
+                unseal(key, value).ok().and_then(|json| serde_json::from_slice::<NodeRecord>(json).ok());
             match parsed {
                 Some(node) => loaded.nodes.push(node),
                 None => batch.remove(key.to_vec()),

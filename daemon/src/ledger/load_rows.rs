@@ -10,6 +10,7 @@ use super::{
     input,
     job::Job,
     kv::{Batch, Kv},
+    load::Findings,
     salvage::{Expected, Found},
 };
 use crate::model::{JobId, RowIx};
@@ -20,11 +21,13 @@ const RECORDS_VERIFIED: u64 = 2;
 
 impl<D: Disk, K: Kv> Core<D, K> {
     /// Reads every job's row records and brings files and records together.
-    pub(crate) fn load_all_rows(&mut self, repairs: &mut Vec<String>) -> Result<(), Error> {
+    pub(crate) fn load_all_rows(&mut self, findings: &mut Findings) -> Result<(), Error> {
         let ids: Vec<_> = self.jobs.keys().copied().collect();
         for id in ids {
             let Some(mut job) = self.jobs.remove(&id) else { continue };
-            let outcome = self.load_rows(&mut job, repairs).and_then(|()| self.check_input(&job, repairs));
+            let outcome = self
+                .load_rows(&mut job, findings)
+                .and_then(|()| self.check_input(&job, &mut findings.repairs));
             self.jobs.insert(id, job);
             outcome?;
         }
@@ -51,7 +54,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         Ok(())
     }
 
-    fn load_rows(&mut self, job: &mut Job, repairs: &mut Vec<String>) -> Result<(), Error> {
+    fn load_rows(&mut self, job: &mut Job, findings: &mut Findings) -> Result<(), Error> {
         let (mut lost, mut expected) = self.take_records(job, u64::MAX)?;
         if lost.is_empty() && !job.state.record.state.is_over() && !self.newest_lines_are_right(job)? {
             let first_bad = self.first_bad_record(job)?;
@@ -66,7 +69,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         let found = self.salvage(job, &expected)?;
         self.make_missing_outputs(job)?;
         let rows_now = u64::from(job.done.len());
-        repairs.extend(row_repairs(job.id, rows_before, rows_now, found));
+        tell(findings, job.id, rows_before, rows_now, found);
         Ok(())
     }
 
@@ -132,7 +135,11 @@ impl<D: Disk, K: Kv> Core<D, K> {
         let mut records = Vec::new();
         let scanned = self.kv.scan(&key::rows(job.id), true, &mut |key, value| {
             records.extend(unseal(key, value).and_then(RowRecord::decode));
-            if key <= key::row_record(job.id, from).as_slice() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if key <= key::row_record(job.id, from).as_slice() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         scanned.map_err(|error| self.store_failed("read", error))?;
         for record in records {
@@ -147,7 +154,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
     fn first_bad_record(&mut self, job: &Job) -> Result<u64, Error> {
         for index in 0..=job.last_index {
             let key = key::row_record(job.id, index);
-            let value = self.kv.get(&key).map_err(|error| self.store_failed("read", error))?.unwrap_or_default();
+            let value =
+                self.kv.get(&key).map_err(|error| self.store_failed("read", error))?.unwrap_or_default();
             match unseal(&key, &value).and_then(RowRecord::decode) {
                 Ok(record) if self.lines_are_right(job, &record)? => {}
                 _ => return Ok(index),
@@ -166,7 +174,10 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 (&job.files.errors, &mut errors_at)
             };
             line.resize(row.line_bytes as usize, 0);
-            let read = self.disk.read_at(path, *at, &mut line).map_err(|error| self.io_error("read", path, error))?;
+            let read = self
+                .disk
+                .read_at(path, *at, &mut line)
+                .map_err(|error| self.io_error("read", path, error))?;
             if read < line.len() || crc32fast::hash(&line) != row.line_crc {
                 return Ok(false);
             }
@@ -176,25 +187,29 @@ impl<D: Disk, K: Kv> Core<D, K> {
     }
 }
 
-fn row_repairs(job: JobId, rows_before: u64, rows_now: u64, found: Found) -> Vec<String> {
-    let mut repairs = Vec::new();
+fn tell(findings: &mut Findings, job: JobId, rows_before: u64, rows_now: u64, found: Found) {
+    let Findings { repairs, remains } = findings;
     if rows_now < rows_before {
         repairs.push(format!(
             "{} answers of job {job} are no longer in its files as they were written: their rows are generated again",
             rows_before - rows_now
         ));
     } else if found.rows > 0 && rows_now > rows_before {
-        repairs.push(format!(
+        remains.push(format!(
             "{} answers of job {job} were in its files and not yet in the ledger: taken in",
             rows_now - rows_before
         ));
     }
     if found.lines_cut > 0 {
-        repairs.push(format!("{} lines in the files of job {job} were not answers it waited for: cut out", found.lines_cut));
+        repairs.push(format!(
+            "{} lines in the files of job {job} were not answers it waited for: cut out",
+            found.lines_cut
+        ));
     }
     if found.torn_bytes > 0 {
-        repairs.push(format!("an unfinished line of {} bytes in the files of job {job} was cut off", found.torn_bytes));
+        remains.push(format!(
+            "an unfinished line of {} bytes in the files of job {job} was cut off",
+            found.torn_bytes
+        ));
     }
-    repairs
 }
-

@@ -51,7 +51,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     /// Appends the gathered lines to the files and syncs them, or notes why not and forgets the rows.
     pub(crate) fn write_lines(&mut self, group: &mut Group) {
-        let needed = group.lines.values().map(|lines| (lines.results.len() + lines.errors.len()) as u64).sum();
+        let needed =
+            group.lines.values().map(|lines| (lines.results.len() + lines.errors.len()) as u64).sum();
         if needed == 0 {
             return;
         }
@@ -99,7 +100,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
             }
         }
         let job = self.job_mut(id)?;
-        (job.results.has_leftover, job.errors.has_leftover) = (outputs.0.has_leftover, outputs.1.has_leftover);
+        (job.results.has_leftover, job.errors.has_leftover) =
+            (outputs.0.has_leftover, outputs.1.has_leftover);
         outcome
     }
 

@@ -77,7 +77,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
         let mut lines = Lines::from(output_bytes(job, of_results));
         let mut batch = Batch::default();
         let bad_at = loop {
-            let line = lines.next(&mut self.disk, path).map_err(|error| self.io_error("read", path, error))?;
+            let line =
+                lines.next(&mut self.disk, path).map_err(|error| self.io_error("read", path, error))?;
             let Some(line) = line else { break None };
             let Some(entry) = judge(job, of_results, line, expected) else { break Some(line.at) };
             job.done.insert(RowIx(entry.row));

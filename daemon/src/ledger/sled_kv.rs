@@ -66,7 +66,10 @@ impl SledKv {
     }
 
     fn db(&self) -> Result<&sled::Db, Error> {
-        self.open.as_ref().map(|open| &open.db).ok_or_else(|| Error::Io(Arc::new(ErrorKind::NotConnected.into())))
+        self.open
+            .as_ref()
+            .map(|open| &open.db)
+            .ok_or_else(|| Error::Io(Arc::new(ErrorKind::NotConnected.into())))
     }
 }
 
@@ -76,15 +79,19 @@ impl Kv for SledKv {
         let path = self.path();
         let repairs = remove_unfinished_snapshots(&path).map_err(io_error)?;
         fs::create_dir_all(&path).map_err(io_error)?;
-        let config =
-            sled::Config::new().path(&path).cache_capacity(self.cache_bytes).flush_every_ms(None);
+        let config = sled::Config::new().path(&path).cache_capacity(self.cache_bytes).flush_every_ms(None);
         let db = open_locked(&config)?;
+        // What is read from now on counts as durable. After a kill it may have been in the page cache only.
+        let log = fs::File::open(path.join("db")).map_err(io_error)?;
+        fsync::sync_file(&log).map_err(io_error)?;
         // The names of the files sled made are not durable before their directories are.
-        fsync::sync_directory(&path).and_then(|()| fsync::sync_directory(&self.state_dir)).map_err(io_error)?;
+        fsync::sync_directory(&path)
+            .and_then(|()| fsync::sync_directory(&self.state_dir))
+            .map_err(io_error)?;
         self.open = Some(Open {
             db,
             #[cfg(target_os = "linux")]
-            log: fs::File::open(path.join("db")).map_err(io_error)?,
+            log,
         });
         Ok(repairs)
     }
@@ -171,7 +178,9 @@ fn open_locked(config: &sled::Config) -> Result<sled::Db, Error> {
     let mut tries_left = LOCK_TRIES;
     loop {
         match guarded(|| config.open()) {
-            Err(Error::Io(error)) if error.to_string().contains("could not acquire lock") && tries_left > 0 => {
+            Err(Error::Io(error))
+                if error.to_string().contains("could not acquire lock") && tries_left > 0 =>
+            {
                 tries_left -= 1;
                 thread::sleep(LOCK_WAIT);
             }
@@ -202,10 +211,13 @@ fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
 fn sorted(error: sled::Error) -> Error {
     match error {
         // A log that ends too early reads past its end; everything else of the operating system may pass.
-        sled::Error::Io(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) => {
+        sled::Error::Io(error)
+            if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) =>
+        {
             Error::Broken(error.to_string())
         }
         sled::Error::Io(error) => Error::Io(Arc::new(error)),
+        sled::Error::Corruption { .. } => Error::Broken("its files are corrupted".into()),
         other => Error::Broken(other.to_string()),
     }
 }

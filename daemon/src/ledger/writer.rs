@@ -16,6 +16,10 @@ use super::{
     error::Error,
     kv::Kv,
 };
+use crate::{
+    intake::Staged,
+    model::{Checkpoint, JobRecord},
+};
 
 /// Checkpoints and events are not flushed one by one; this long after, they are. Half of the second promised.
 const FLUSH_AFTER: Duration = Duration::from_millis(500);
@@ -23,20 +27,31 @@ const FLUSH_AFTER: Duration = Duration::from_millis(500);
 /// Bytes of rows in a group at most: they are in memory twice while it is written. One request may be larger.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// Where a request's answer goes.
+pub(crate) type Answer = oneshot::Sender<Result<Reply, Error>>;
+
 /// What the writer is sent.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Request(Request, oneshot::Sender<Result<Reply, Error>>),
+    Request(Request, Answer),
+    /// The submission comes along: whoever asked may go away, and it must not be removed while it becomes a job.
+    CreateJob(Staged, JobRecord, Answer),
     Shutdown(oneshot::Sender<Result<(), Error>>),
 }
 
 /// Milliseconds since 1970 by the machine's clock.
 pub(crate) fn now_unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Starts the thread. It ends on request, or when nobody can send any more.
-pub(crate) fn spawn<D, K>(core: Core<D, K>, inbox: mpsc::Receiver<Command>, max_group_rows: usize) -> io::Result<()>
+pub(crate) fn spawn<D, K>(
+    core: Core<D, K>,
+    inbox: mpsc::Receiver<Command>,
+    max_group_rows: usize,
+) -> io::Result<()>
 where
     D: Disk + Send + 'static,
     K: Kv + Send + 'static,
@@ -57,6 +72,7 @@ struct Writer<D, K> {
 }
 
 /// What the writer wakes up for.
+#[expect(clippy::large_enum_variant, reason = "moved once, and nearly always a command")]
 enum Wake {
     Command(Command),
     FlushIsDue,
@@ -67,9 +83,8 @@ impl<D: Disk, K: Kv> Writer<D, K> {
     fn run(mut self) {
         let asked = loop {
             match self.wait() {
-                Wake::Command(Command::Shutdown(reply)) => break Some(reply),
-                Wake::Command(Command::Request(request, reply)) => {
-                    if let Some(reply) = self.run_group(request, reply) {
+                Wake::Command(command) => {
+                    if let Some(reply) = self.run_group(command) {
                         break Some(reply);
                     }
                 }
@@ -115,36 +130,53 @@ impl<D: Disk, K: Kv> Writer<D, K> {
         command.map_or(Wake::NobodyLeft, Wake::Command)
     }
 
-    /// Does a request together with those that wait behind it. Answers with the reply owed when one of them was to shut
-    /// down.
-    fn run_group(
-        &mut self,
-        request: Request,
-        reply: oneshot::Sender<Result<Reply, Error>>,
-    ) -> Option<oneshot::Sender<Result<(), Error>>> {
-        let (mut rows, mut bytes) = weight(&request);
-        let (mut requests, mut replies, mut shutdown) = (vec![request], vec![reply], None);
-        while rows < self.max_group_rows && bytes < GROUP_BYTES_MAX {
-            match self.inbox.try_recv() {
-                Ok(Command::Request(request, reply)) => {
-                    let (more_rows, more_bytes) = weight(&request);
-                    (rows, bytes) = (rows + more_rows, bytes + more_bytes);
-                    requests.push(request);
-                    replies.push(reply);
-                }
-                Ok(Command::Shutdown(reply)) => {
-                    shutdown = Some(reply);
-                    break;
-                }
-                Err(_) => break,
-            }
+    /// Does what a command asks together with those that wait behind it. Answers with the reply owed when one of them
+    /// was to shut down.
+    fn run_group(&mut self, first: Command) -> Option<oneshot::Sender<Result<(), Error>>> {
+        let mut group = Group::default();
+        let mut shutdown = group.add(first);
+        while shutdown.is_none() && group.rows < self.max_group_rows && group.bytes < GROUP_BYTES_MAX {
+            let Ok(command) = self.inbox.try_recv() else { break };
+            shutdown = group.add(command);
         }
-        let answers = self.core.run(requests, now_unix_ms());
-        for (reply, answer) in replies.into_iter().zip(answers) {
+        let answers = self.core.run(group.requests, now_unix_ms());
+        for ((reply, staged), answer) in group.waiting.into_iter().zip(answers) {
+            if let (Some(mut staged), Ok(_)) = (staged, &answer) {
+                staged.keep();
+            }
             // Whoever asked may have gone; what was done stays done.
             let _ = reply.send(answer);
         }
         shutdown
+    }
+}
+
+/// Requests that share syncs, and who waits for them.
+#[derive(Default)]
+struct Group {
+    requests: Vec<Request>,
+    waiting: Vec<(Answer, Option<Staged>)>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Group {
+    /// Adds a command; one to shut down is handed back.
+    fn add(&mut self, command: Command) -> Option<oneshot::Sender<Result<(), Error>>> {
+        let (request, reply, staged) = match command {
+            Command::Request(request, reply) => (request, reply, None),
+            Command::CreateJob(staged, mut record, reply) => {
+                record.rows_total = staged.rows_total;
+                let staging = staged.directory_name();
+                (Request::CreateJob { staging, record }, reply, Some(staged))
+            }
+            Command::Shutdown(reply) => return Some(reply),
+        };
+        let (rows, bytes) = weight(&request);
+        (self.rows, self.bytes) = (self.rows + rows, self.bytes + bytes);
+        self.requests.push(request);
+        self.waiting.push((reply, staged));
+        None
     }
 }
 
@@ -153,7 +185,7 @@ fn weight(request: &Request) -> (usize, usize) {
     match request {
         Request::Commit(rows) => (rows.len(), rows.iter().map(|row| row.body.len() + 200).sum()),
         Request::PutCheckpoints(_, checkpoints) => {
-            let bytes = |(_, c): &(_, crate::model::Checkpoint)| c.tokens.len() * 4 + c.logprobs_json.len();
+            let bytes = |(_, c): &(_, Checkpoint)| c.tokens.len() * 4 + c.logprobs_json.len();
             (checkpoints.len(), checkpoints.iter().map(bytes).sum())
         }
         _ => (1, 1024),

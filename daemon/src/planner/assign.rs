@@ -26,6 +26,8 @@ pub struct JobView {
     pub waiting_rows: u32,
     /// Rows out on nodes; they may come back.
     pub held_rows: u32,
+    /// Rows one worker generates together: what it takes to keep a node busy.
+    pub batch_rows: u32,
     /// Nodes that must not get it now, and why.
     pub barred: BTreeMap<NodeId, String>,
 }
@@ -54,28 +56,52 @@ pub fn assign(view: &View) -> Assignment {
     let mut by_turn: Vec<&JobView> = view.jobs.iter().collect();
     by_turn.sort_by_key(|job| (std::cmp::Reverse(job.priority), job.id));
 
-    let mut nodes = BTreeMap::new();
+    // What is left for further nodes once every node that has the job loaded has its batch: a job of one row must not
+    // make all nodes load its model.
+    let mut free: BTreeMap<&NodeId, Option<&JobView>> = BTreeMap::new();
     for node in view.nodes.iter().filter(|node| node.unusable.is_none()) {
-        if let Some(job) = choose(node, &by_turn) {
-            nodes.insert(node.id.clone(), job);
+        let running =
+            by_turn.iter().find(|job| Some(job.id) == node.running && !job.barred.contains_key(&node.id));
+        free.insert(&node.id, running.copied());
+    }
+    let mut nodes = BTreeMap::new();
+    for job in by_turn.iter().filter(|job| job.waiting_rows > 0) {
+        for node in wanted_by(job, &free) {
+            free.remove(&node);
+            nodes.insert(node, job.id);
+        }
+    }
+    // Nobody wants the rest: what is loaded stays loaded, for rows that may come back.
+    for (node, running) in free {
+        if let Some(job) = running {
+            nodes.insert(node.clone(), job.id);
         }
     }
     let plans = by_turn.iter().map(|job| (job.id, plan_of(job, &by_turn, view, &nodes))).collect();
     Assignment { nodes, plans }
 }
 
-fn choose(node: &NodeView, by_turn: &[&JobView]) -> Option<JobId> {
-    let may = |job: &&&JobView| !job.barred.contains_key(&node.id);
-    let current = by_turn.iter().filter(may).find(|job| Some(job.id) == node.running);
-    let next = by_turn.iter().filter(may).find(|job| job.waiting_rows > 0);
-    match (current, next) {
-        (Some(current), Some(next)) if next.priority > current.priority => Some(next.id),
-        (Some(current), _) if current.waiting_rows > 0 => Some(current.id),
-        // Nothing left to hand out. Stay loaded for rows that may come back, unless another job can use the node now.
-        (Some(_), Some(next)) => Some(next.id),
-        (Some(current), None) => Some(current.id),
-        (None, next) => next.map(|job| job.id),
-    }
+/// The free nodes a job takes: all that have it loaded; then, while it has batches of rows for more, those that run
+/// nothing, those whose job has nothing left to hand out, and those whose job is less urgent.
+fn wanted_by(job: &JobView, free: &BTreeMap<&NodeId, Option<&JobView>>) -> Vec<NodeId> {
+    let mut candidates: Vec<(u8, &NodeId)> = free
+        .iter()
+        .filter(|(node, _)| !job.barred.contains_key(**node))
+        .filter_map(|(node, running)| {
+            let cost = match running {
+                Some(running) if running.id == job.id => 0,
+                None => 1,
+                Some(running) if running.waiting_rows == 0 => 2,
+                Some(running) if running.priority < job.priority => 3,
+                Some(_) => return None,
+            };
+            Some((cost, *node))
+        })
+        .collect();
+    candidates.sort_unstable();
+    let batches = job.waiting_rows.div_ceil(job.batch_rows.max(1)) as usize;
+    let loaded = candidates.iter().filter(|(cost, _)| *cost == 0).count();
+    candidates.into_iter().take(batches.max(loaded)).map(|(_, node)| node.clone()).collect()
 }
 
 fn plan_of(job: &JobView, by_turn: &[&JobView], view: &View, chosen: &BTreeMap<NodeId, JobId>) -> Plan {
@@ -101,8 +127,8 @@ fn plan_of(job: &JobView, by_turn: &[&JobView], view: &View, chosen: &BTreeMap<N
         } else if let Some(other) = chosen.get(&node.id) {
             let turn = if ahead.contains(other) { "whose turn is before" } else { "which has it loaded" };
             reasons.push(format!("not on {}: it works for {other}, {turn}", node.id));
-        } else if job.waiting_rows == 0 {
-            reasons.push(format!("not on {}: no rows are left to hand out", node.id));
+        } else {
+            reasons.push(format!("not on {}: no rows are left for it", node.id));
         }
     }
     Plan { mode: Mode::Independent, nodes, reasons }
@@ -117,7 +143,14 @@ mod tests {
     }
 
     fn job(id: u64, priority: i32, waiting_rows: u32) -> JobView {
-        JobView { id: JobId(id), priority, waiting_rows, held_rows: 0, barred: BTreeMap::new() }
+        JobView {
+            id: JobId(id),
+            priority,
+            waiting_rows,
+            held_rows: 0,
+            batch_rows: 4,
+            barred: BTreeMap::new(),
+        }
     }
 
     fn chosen(nodes: Vec<NodeView>, jobs: Vec<JobView>) -> Vec<(String, u64)> {
@@ -151,6 +184,20 @@ mod tests {
         assert_eq!(chosen(vec![node("a", Some(1))], vec![job(1, 0, 0), job(2, 0, 9)]), pairs(&[("a", 2)]));
         assert_eq!(chosen(vec![node("a", Some(1))], vec![job(1, 0, 0)]), pairs(&[("a", 1)]));
         assert_eq!(chosen(vec![node("a", None)], vec![job(1, 0, 0)]), pairs(&[]));
+    }
+
+    #[test]
+    fn no_more_nodes_load_a_model_than_there_are_batches_for() {
+        let free = || vec![node("a", None), node("b", None), node("c", None)];
+        assert_eq!(chosen(free(), vec![job(1, 0, 1)]), pairs(&[("a", 1)]));
+        assert_eq!(chosen(free(), vec![job(1, 0, 5)]), pairs(&[("a", 1), ("b", 1)]));
+        assert_eq!(chosen(free(), vec![job(1, 0, 1), job(2, 0, 9)]), pairs(&[("a", 1), ("b", 2), ("c", 2)]));
+        let working = vec![node("a", Some(1)), node("b", Some(2))];
+        assert_eq!(
+            chosen(working, vec![job(1, 0, 9), job(2, 5, 2)]),
+            pairs(&[("a", 1), ("b", 2)]),
+            "b takes both rows"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::assign::{Assignment, View};
+use super::assign::{Assignment, JobView, View};
 use crate::model::{JobId, NodeId};
 
 /// A rule that an assignment breaks.
@@ -77,8 +77,14 @@ pub fn check(assignment: &Assignment, view: &View) -> Vec<Violation> {
         if job.waiting_rows == 0 && node.running != Some(*job_id) {
             violations.push(Violation::NothingToDo { node: node_id.clone(), job: *job_id });
         }
+        let served = |other: &JobView| {
+            let nodes = assignment.nodes.values().filter(|id| **id == other.id).count();
+            other.batch_rows.max(1).saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX))
+        };
         let urgent = view.jobs.iter().find(|other| {
-            other.priority > job.priority && other.waiting_rows > 0 && !other.barred.contains_key(node_id)
+            other.priority > job.priority
+                && other.waiting_rows > served(other)
+                && !other.barred.contains_key(node_id)
         });
         if let Some(urgent) = urgent {
             violations.push(Violation::Overtaken { node: node_id.clone(), job: *job_id, waiting: urgent.id });
@@ -111,8 +117,22 @@ mod tests {
                 NodeView { id: "b".into(), unusable: Some("drained".to_owned()), running: None },
             ],
             jobs: vec![
-                JobView { id: JobId(1), priority: 0, waiting_rows: 3, held_rows: 0, barred: BTreeMap::new() },
-                JobView { id: JobId(2), priority: 0, waiting_rows: 0, held_rows: 0, barred: BTreeMap::new() },
+                JobView {
+                    id: JobId(1),
+                    priority: 0,
+                    waiting_rows: 3,
+                    held_rows: 0,
+                    batch_rows: 4,
+                    barred: BTreeMap::new(),
+                },
+                JobView {
+                    id: JobId(2),
+                    priority: 0,
+                    waiting_rows: 0,
+                    held_rows: 0,
+                    batch_rows: 4,
+                    barred: BTreeMap::new(),
+                },
             ],
         }
     }

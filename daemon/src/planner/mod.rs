@@ -7,7 +7,8 @@
 //! 2. A node runs one worker at a time: memory is what nights are short of.
 //! 3. A node keeps the job it has while that job can use it: loading a model is the dear part.
 //! 4. A job of higher priority that wants a node takes it over, at a row boundary; one of the same priority waits.
-//! 5. A node that failed a job for good is not tried again for it; one that failed lately is left alone for its
+//! 5. No more nodes load a model than the job has batches of rows for.
+//! 6. A node that failed a job for good is not tried again for it; one that failed lately is left alone for its
 //!    back-off.
 
 mod assign;

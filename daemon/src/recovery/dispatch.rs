@@ -49,6 +49,7 @@ impl Machine {
                 priority: job.record.spec.priority,
                 waiting_rows: job.rows_waiting(),
                 held_rows: u32::try_from(job.leases.len()).unwrap_or(u32::MAX),
+                batch_rows: job.record.spec.settings(&self.policy).max_batch_rows,
                 barred: barred(job, now),
             })
         });

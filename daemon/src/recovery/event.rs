@@ -211,6 +211,8 @@ pub enum Event {
         nodes: Vec<NodeRecord>,
         /// What had to be repaired.
         repairs: Vec<String>,
+        /// What the end of the controller before left behind in the ordinary course of things, and was put right.
+        remains: Vec<String>,
     },
     /// Time has passed.
     Tick,

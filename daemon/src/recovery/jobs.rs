@@ -10,13 +10,7 @@ use super::{
 use crate::model::{Fault, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, Severity};
 
 impl Machine {
-    pub(super) fn on_started(
-        &mut self,
-        now: Now,
-        jobs: Vec<ReplayedJob>,
-        nodes: Vec<NodeRecord>,
-        repairs: Vec<String>,
-    ) {
+    pub(super) fn on_started(&mut self, now: Now, jobs: Vec<ReplayedJob>, nodes: Vec<NodeRecord>) {
         for record in nodes {
             if now.unix_ms.saturating_sub(record.last_seen_unix_ms) > self.policy.forget_node_ms {
                 continue;
@@ -46,6 +40,12 @@ impl Machine {
                 job.adopting = (!waiting.is_empty()).then_some(Adopting { waiting, until_mono_ms });
             }
             self.jobs.insert(id, job);
+        }
+    }
+
+    pub(super) fn tell_of_repairs(&mut self, now: Now, repairs: Vec<String>, remains: Vec<String>) {
+        for sentence in remains {
+            self.emit(Severity::Info, "ledger-replayed", None, None, sentence);
         }
         for repair in repairs {
             self.emit(Severity::Warning, "ledger-repaired", None, None, repair.clone());

@@ -47,7 +47,10 @@ impl Machine {
     pub fn step(&mut self, now: Now, event: Event) -> Vec<Effect> {
         let mut reconsider = true;
         match event {
-            Event::Started { jobs, nodes, repairs } => self.on_started(now, jobs, nodes, repairs),
+            Event::Started { jobs, nodes, repairs, remains } => {
+                self.on_started(now, jobs, nodes);
+                self.tell_of_repairs(now, repairs, remains);
+            }
             Event::Tick => self.on_tick(now),
             Event::PolicyChanged(policy) => self.policy = policy,
             Event::Hello { node, session, facts, workers } => {

@@ -109,8 +109,7 @@ impl NameChange {
                 names.remove(path);
             }
             Self::Rename(from, to) => {
-                let moved: Vec<_> =
-                    names.keys().filter(|name| is_within(name, from)).cloned().collect();
+                let moved: Vec<_> = names.keys().filter(|name| is_within(name, from)).cloned().collect();
                 for name in moved {
                     if let Some(entry) = names.remove(&name) {
                         names.insert(renamed(&name, from, to), entry);

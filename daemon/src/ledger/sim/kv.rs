@@ -30,17 +30,19 @@ impl State {
     /// A step of the store. One that was told to fail closes it: sled does not go on after an error either.
     fn store_step(&mut self) -> Result<Step, KvError> {
         self.check_open()?;
-        let step = self.step().map_err(failed)?;
-        if std::mem::take(&mut self.store_error) {
+        let ordered = if std::mem::take(&mut self.store_error) {
+            Err(io::Error::other("the simulated store failed"))
+        } else {
+            self.step()
+        };
+        if ordered.is_err() && !self.has_crashed() {
             let kept = self.dice.below(self.store.waiting.len() as u64 + 1) as usize;
             self.store.settle(kept);
             self.store.waiting.clear();
-            let durable = self.store.durable.clone();
-            self.store.now = durable;
+            self.store.now = self.store.durable.clone();
             self.store.is_open = false;
-            return Err(failed(io::Error::other("the simulated store failed")));
         }
-        Ok(step)
+        ordered.map_err(failed)
     }
 }
 
@@ -84,8 +86,12 @@ impl Kv for SimKv {
     fn scan(&mut self, prefix: &[u8], descending: bool, visit: Visit<'_>) -> Result<(), KvError> {
         let state = self.0.state();
         state.check_open()?;
-        let mut entries =
-            state.store.now.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix)).collect::<Vec<_>>();
+        let mut entries = state
+            .store
+            .now
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .collect::<Vec<_>>();
         if descending {
             entries.reverse();
         }
@@ -99,7 +105,10 @@ impl Kv for SimKv {
 
     fn apply(&mut self, batch: Batch) -> Result<(), KvError> {
         assert!(
-            batch.writes.iter().all(|(_, value)| value.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX)),
+            batch
+                .writes
+                .iter()
+                .all(|(_, value)| value.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX)),
             "a value too long for the store"
         );
         let mut state = self.0.state();

@@ -41,6 +41,7 @@ pub(super) struct State {
     steps: u64,
     crash: Option<(u64, Moment)>,
     has_crashed: bool,
+    fail: Option<(u64, Errno)>,
     /// The next write of a file fails with this.
     pub(super) write_error: Option<Errno>,
     /// The next write of the store fails.
@@ -73,7 +74,9 @@ impl Store {
 
     fn die(&mut self, dice: &mut Dice) {
         self.settle(dice.below(self.waiting.len() as u64 + 1) as usize);
-        if self.tears_batches && let Some(next) = self.waiting.first().cloned() {
+        if self.tears_batches
+            && let Some(next) = self.waiting.first().cloned()
+        {
             let writes = next.writes.into_iter().filter(|_| dice.below(2) == 0).collect();
             apply(&mut self.durable, Batch { writes });
         }
@@ -101,6 +104,7 @@ impl World {
             steps: 0,
             crash: None,
             has_crashed: false,
+            fail: None,
             write_error: None,
             store_error: false,
             capacity_bytes: None,
@@ -140,6 +144,12 @@ impl World {
         (state.crash, state.has_crashed) = (None, false);
     }
 
+    /// The step of this number fails with this error and changes nothing; the machine goes on. A step of the store closes
+    /// the store.
+    pub fn fail_at(&self, step: u64, errno: Errno) {
+        self.state().fail = Some((step, errno));
+    }
+
     /// The disk takes so many bytes of files; `None`: any number.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity_bytes = bytes;
@@ -158,7 +168,7 @@ impl World {
     /// No fault that was ordered and has not come will come.
     pub fn clear_faults(&self) {
         let mut state = self.state();
-        (state.write_error, state.store_error, state.capacity_bytes) = (None, false, None);
+        (state.fail, state.write_error, state.store_error, state.capacity_bytes) = (None, None, false, None);
     }
 
     /// The store does not open any more.
@@ -283,6 +293,9 @@ impl State {
             return Err(crashed());
         }
         self.steps += 1;
+        if let Some((_, errno)) = self.fail.take_if(|(step, _)| *step == self.steps) {
+            return Err(errno.into());
+        }
         match self.crash {
             Some((step, moment)) if step == self.steps => {
                 self.has_crashed = true;
@@ -294,6 +307,10 @@ impl State {
             }
             _ => Ok(Step::Whole(false)),
         }
+    }
+
+    pub(super) fn has_crashed(&self) -> bool {
+        self.has_crashed
     }
 
     pub(super) fn check_alive(&self) -> io::Result<()> {

@@ -10,15 +10,23 @@ fn commit(rows: &[(usize, u32, bool)]) -> Action {
 }
 
 /// One of everything, in groups that share syncs.
-fn script() -> Vec<Vec<Action>> {
+pub(super) fn script() -> Vec<Vec<Action>> {
     let checkpoint = |row, tokens, with_logprobs| Action::Checkpoint { job: 0, row, tokens, with_logprobs };
     vec![
         vec![Action::CreateJob { rows_total: 12 }],
         vec![checkpoint(3, 10, false), checkpoint(5, 2_500, true), Action::Events(2)],
         vec![commit(&[(0, 0, true), (0, 1, false), (0, 2, true)])],
         vec![Action::PutJob { job: 0, over: false }, commit(&[(0, 3, true), (0, 2, true), (0, 4, true)])],
-        vec![Action::CreateJob { rows_total: 5 }, commit(&[(1, 0, true), (0, 5, false)]), checkpoint(6, 30, false)],
-        vec![commit(&[(1, 1, true)]), commit(&[(1, 2, false), (0, 7, true)]), Action::PutNode { draining: true }],
+        vec![
+            Action::CreateJob { rows_total: 5 },
+            commit(&[(1, 0, true), (0, 5, false)]),
+            checkpoint(6, 30, false),
+        ],
+        vec![
+            commit(&[(1, 1, true)]),
+            commit(&[(1, 2, false), (0, 7, true)]),
+            Action::PutNode { draining: true },
+        ],
         vec![checkpoint(6, 60, false), checkpoint(8, 5, true), Action::Flush, Action::Events(4)],
         vec![commit(&[(0, 6, true), (1, 0, false)]), Action::PutJob { job: 1, over: true }],
         vec![commit(&[(1, 3, true)]), Action::PutNode { draining: false }, Action::Events(1)],

@@ -1,10 +1,13 @@
 //! The promises, tested: `crash` against simulated crashes at every step, `faults` against failing disks and stores,
-//! `real` with sled and files, `speed` by hand.
+//! `damage` against lost and changed files, `real` with sled and files, `speed` by hand.
 
 mod crash;
+mod damage;
 mod faults;
+mod helpers;
 mod model;
 mod real;
+mod records;
 mod speed;
 
 use bytes::Bytes;
@@ -26,9 +29,16 @@ fn job_record(job: u64, rows_total: u32) -> JobRecord {
 /// An answer (200) or an error, recognisable by `mark`.
 fn finished(job: u64, row: u32, status_code: u16, mark: u64) -> FinishedRow {
     let body = if status_code == 200 {
-        format!(r#"{{"mark":{mark},"usage":{{"prompt_tokens":{},"completion_tokens":{}}}}}"#, row + 1, mark % 50)
+        format!(
+            r#"{{"mark":{mark},"usage":{{"prompt_tokens":{},"completion_tokens":{}}}}}"#,
+            row + 1,
+            mark % 50
+        )
     } else {
-        format!(r#"{{"error":{{"message":"mark {mark}"}},"usage":{{"prompt_tokens":{},"completion_tokens":0}}}}"#, row + 1)
+        format!(
+            r#"{{"error":{{"message":"mark {mark}"}},"usage":{{"prompt_tokens":{},"completion_tokens":0}}}}"#,
+            row + 1
+        )
     };
     FinishedRow {
         job: JobId(job),

@@ -18,12 +18,24 @@ use crate::{
 /// Something a test does to the ledger.
 #[derive(Clone, Debug)]
 pub(super) enum Action {
-    CreateJob { rows_total: u32 },
+    CreateJob {
+        rows_total: u32,
+    },
     /// Job (by order of creation), row, whether it succeeded.
     Commit(Vec<(usize, u32, bool)>),
-    Checkpoint { job: usize, row: u32, tokens: usize, with_logprobs: bool },
-    PutJob { job: usize, over: bool },
-    PutNode { draining: bool },
+    Checkpoint {
+        job: usize,
+        row: u32,
+        tokens: usize,
+        with_logprobs: bool,
+    },
+    PutJob {
+        job: usize,
+        over: bool,
+    },
+    PutNode {
+        draining: bool,
+    },
     Events(usize),
     Flush,
 }
@@ -124,7 +136,8 @@ impl Model {
                     .iter()
                     .filter_map(|(index, row, succeeds)| Some((job(index)?, *row, *succeeds)))
                     .collect();
-                let rows: Vec<_> = rows.into_iter().map(|(job, row, succeeds)| self.row(job, row, succeeds)).collect();
+                let rows: Vec<_> =
+                    rows.into_iter().map(|(job, row, succeeds)| self.row(job, row, succeeds)).collect();
                 (!rows.is_empty()).then_some(Request::Commit(rows))
             }
             Action::Checkpoint { job: index, row, tokens, with_logprobs } => {
@@ -198,7 +211,9 @@ impl Model {
                 self.created.push(record.id);
                 self.jobs.get_mut(&record.id).unwrap().acknowledge(record);
             }
-            (Request::PutJob(record), Reply::Done) => self.jobs.get_mut(&record.id).unwrap().acknowledge(record),
+            (Request::PutJob(record), Reply::Done) => {
+                self.jobs.get_mut(&record.id).unwrap().acknowledge(record)
+            }
             (Request::PutNode(record), Reply::Done) => self.node.acknowledge(record),
             (Request::PutCheckpoints(..), Reply::Done) => {}
             (Request::Commit(rows), Reply::Committed(committed)) => {
@@ -218,7 +233,10 @@ impl Model {
                         assert!(candidates.acknowledged.is_some(), "an acknowledged row is not in the files");
                     }
                 }
-                assert!(dropped <= duplicates, "{dropped} known rows came again and {duplicates} were counted");
+                assert!(
+                    dropped <= duplicates,
+                    "{dropped} known rows came again and {duplicates} were counted"
+                );
             }
             (Request::AppendEvents(drafts, _), Reply::Events(events)) => {
                 assert_eq!(drafts.len(), events.len());
@@ -254,7 +272,11 @@ impl Model {
         assert!(found.keys().all(|id| *id < replay.next_job), "a number would be given out twice");
         let mut directories = world.list("jobs");
         directories.sort_by_key(|name| name.trim_start_matches('j').parse::<u64>().unwrap_or(0));
-        assert_eq!(directories, found.keys().map(ToString::to_string).collect::<Vec<_>>(), "directories of jobs");
+        assert_eq!(
+            directories,
+            found.keys().map(ToString::to_string).collect::<Vec<_>>(),
+            "directories of jobs"
+        );
         for (id, job) in &found {
             self.check_job(&world, *id, job);
         }
@@ -311,7 +333,10 @@ impl Model {
             }
         }
         for (row, checkpoint) in &job.checkpoints {
-            assert!(!job.done.contains(*row) && !job.record.state.is_over(), "{id}: a checkpoint nobody needs");
+            assert!(
+                !job.done.contains(*row) && !job.record.state.is_over(),
+                "{id}: a checkpoint nobody needs"
+            );
             let tried = self.checkpoints.get(&(id, *row)).expect("a checkpoint nobody put");
             assert!(tried.contains(checkpoint), "{id}: row {row} has a checkpoint that was never put");
         }
@@ -320,11 +345,13 @@ impl Model {
     /// Finishes every job, to see that the ledger still works.
     pub(super) fn finish_everything(&mut self, core: &mut SimCore) {
         for index in 0..self.created.len() {
-            let rows = (0..self.rows_total(self.created[index])).map(|row| (index, row, row % 3 != 0)).collect();
+            let rows =
+                (0..self.rows_total(self.created[index])).map(|row| (index, row, row % 3 != 0)).collect();
             self.run(core, &[Action::Commit(rows)], true);
         }
         self.run(core, &[Action::Events(3), Action::PutNode { draining: true }], true);
-        let events = core.run(vec![Request::ReadEvents(EventFilter { tail: 3, ..EventFilter::default() })], 0);
+        let events =
+            core.run(vec![Request::ReadEvents(EventFilter { tail: 3, ..EventFilter::default() })], 0);
         let Some(Ok(Reply::Events(events))) = events.into_iter().next() else { panic!("no events") };
         assert_eq!(events.last().map(|event| event.seq), Some(self.highest_seq));
         assert_eq!(events.len(), 3);

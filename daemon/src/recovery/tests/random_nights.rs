@@ -110,7 +110,7 @@ impl Night {
         for agent in night.agents.values_mut() {
             agent.alive = true;
         }
-        night.tell(Event::Started { jobs: vec![], nodes: vec![], repairs: vec![] });
+        night.tell(Event::Started { jobs: vec![], nodes: vec![], repairs: vec![], remains: vec![] });
         night
     }
 
@@ -231,7 +231,7 @@ impl Night {
         });
         let jobs = jobs.collect();
         let nodes = self.disk.nodes.values().cloned().collect();
-        self.tell(Event::Started { jobs, nodes, repairs: vec![] });
+        self.tell(Event::Started { jobs, nodes, repairs: vec![], remains: vec![] });
     }
 
     fn connect(&mut self, id: &NodeId) {

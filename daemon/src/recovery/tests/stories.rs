@@ -206,7 +206,12 @@ fn a_restarted_controller_adopts_what_runs_and_waits_before_it_hands_out_rows() 
     job.launches =
         vec![Launch { node: "a".into(), epoch: Epoch(1) }, Launch { node: "b".into(), epoch: Epoch(2) }];
     let mut kit = Kit::new();
-    kit.tell(Event::Started { jobs: vec![replayed(job, &[0, 1])], nodes: vec![], repairs: vec![] });
+    kit.tell(Event::Started {
+        jobs: vec![replayed(job, &[0, 1])],
+        nodes: vec![],
+        repairs: vec![],
+        remains: vec![],
+    });
     let worker = WorkerKey { job: JobId(1), epoch: Epoch(1), rank: 0 };
     let held: Vec<RowGrant> = (2..10).map(|row| RowGrant { row: RowIx(row), attempt: 1 }).collect();
     let (session, _) = kit.hello("a", "agent-1", vec![reported(worker, &held)]);
@@ -229,7 +234,12 @@ fn a_worker_that_does_not_return_with_its_controller_is_replaced_after_the_grace
     job.epoch = Epoch(1);
     job.launches = vec![Launch { node: "gone".into(), epoch: Epoch(1) }];
     let mut kit = Kit::new();
-    kit.tell(Event::Started { jobs: vec![replayed(job, &[])], nodes: vec![], repairs: vec![] });
+    kit.tell(Event::Started {
+        jobs: vec![replayed(job, &[])],
+        nodes: vec![],
+        repairs: vec![],
+        remains: vec![],
+    });
     let (session, effects) = kit.connect("a");
     assert_eq!(started(&effects), []);
     let effects = kit.wait(15_100, &[("a", session)]);
@@ -275,7 +285,7 @@ fn a_model_no_node_can_read_fails_the_job_with_the_reason() {
     let mut kit = Kit::new();
     kit.connect("a");
     kit.connect("b");
-    let effects = kit.tell(Event::JobAccepted(record(1, 3)));
+    let effects = kit.tell(Event::JobAccepted(record(1, 30)));
     let workers = started(&effects);
     let exit = |worker, error: &str| WorkerExit {
         worker,
@@ -392,14 +402,14 @@ fn a_drained_node_finishes_what_it_has_begun_and_gets_no_more() {
 #[test]
 fn a_more_urgent_job_takes_over_at_a_row_boundary_and_the_next_job_follows_the_first() {
     let (mut kit, [(_, worker, _), _]) = two_at_work(100);
-    let mut urgent = record(2, 5);
+    let mut urgent = record(2, 50);
     urgent.spec.priority = 1;
     let effects = kit.tell(Event::JobAccepted(urgent));
     assert_eq!(stopped(&effects).len(), 2);
     assert_eq!(started(&effects), [], "not before the old worker has ended: there is memory for one");
     let effects = kit.exit("a", worker, ExitClass::Orderly);
     assert_eq!(started(&effects)[0].1.job, JobId(2));
-    let effects = kit.tell(Event::JobAccepted(record(3, 5)));
+    let effects = kit.tell(Event::JobAccepted(record(3, 50)));
     assert_eq!(stopped(&effects), [], "the same priority waits");
 }
 
@@ -424,7 +434,12 @@ fn a_worker_of_a_job_that_is_over_is_stopped_before_the_node_gets_another() {
     over.state = JobState::Completed;
     over.epoch = Epoch(1);
     let mut kit = Kit::new();
-    kit.tell(Event::Started { jobs: vec![replayed(over, &[0])], nodes: vec![], repairs: vec![] });
+    kit.tell(Event::Started {
+        jobs: vec![replayed(over, &[0])],
+        nodes: vec![],
+        repairs: vec![],
+        remains: vec![],
+    });
     kit.tell(Event::JobAccepted(record(2, 4)));
     let worker = WorkerKey { job: JobId(1), epoch: Epoch(1), rank: 0 };
     let (session, mut effects) = kit.hello("a", "agent-1", vec![reported(worker, &[])]);
