@@ -93,6 +93,8 @@ struct Driver {
     logs: logs::Requests,
     /// Jobs whose newest record is not on disk because it could not be written.
     unrecorded: std::collections::BTreeSet<JobId>,
+    /// Why the ledger cannot be waited for any longer.
+    stuck: Option<String>,
     next_job: JobId,
     next_session: u64,
     started: Now,
@@ -103,9 +105,17 @@ struct Driver {
     listen_address: String,
 }
 
+/// The ledger has not answered for so long that it never will.
+#[derive(Debug, thiserror::Error)]
+#[error("the ledger does not answer any more ({0}); start clusterd again, nothing acknowledged is lost")]
+pub struct Stuck(String);
+
 /// Starts the driver; it runs until `cancel` is cancelled. The second value ends when it has ended.
 #[must_use]
-pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task::JoinHandle<()>) {
+pub fn run(
+    options: Options,
+    cancel: CancellationToken,
+) -> (Handle, tokio::task::JoinHandle<Result<(), Stuck>>) {
     let (to_self, inbox) = mpsc::channel(INBOX_MESSAGES);
     let (changes, changed) = watch::channel(0);
     let handle = Handle::new(to_self.clone(), changed, options.ledger.clone());
@@ -123,6 +133,7 @@ pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task:
         inputs: HashMap::new(),
         logs: logs::Requests::default(),
         unrecorded: std::collections::BTreeSet::new(),
+        stuck: None,
         next_job: options.replay.next_job,
         next_session: 1,
         started,
@@ -137,7 +148,12 @@ pub fn run(options: Options, cancel: CancellationToken) -> (Handle, tokio::task:
 }
 
 impl Driver {
-    async fn run(mut self, replay: ledger::Replay, notes: Vec<EventDraft>, cancel: CancellationToken) {
+    async fn run(
+        mut self,
+        replay: ledger::Replay,
+        notes: Vec<EventDraft>,
+        cancel: CancellationToken,
+    ) -> Result<(), Stuck> {
         let ledger::Replay { jobs, nodes, repairs, remains, .. } = replay;
         self.apply(Event::Started { jobs, nodes, repairs, remains }, &[]).await;
         for note in notes {
@@ -155,9 +171,14 @@ impl Driver {
                     None => break,
                 },
             }
+            if let Some(problem) = self.stuck.take() {
+                tracing::error!(problem, "the ledger does not answer any more; ending");
+                return Err(Stuck(problem));
+            }
             self.changes.send_modify(|version| *version += 1);
         }
         self.end().await;
+        Ok(())
     }
 
     /// Workers go on without the controller; only the connections end. What was accepted is on disk already.

@@ -60,6 +60,9 @@ pub enum Error {
     /// The configuration file cannot be followed.
     #[error(transparent)]
     Watch(#[from] watch_config::Error),
+    /// The ledger hangs.
+    #[error(transparent)]
+    Stuck(#[from] driver::Stuck),
     /// The driver ended by a panic.
     #[error("the driver ended unexpectedly; the log says why")]
     Driver(#[from] tokio::task::JoinError),
@@ -128,8 +131,10 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
         served = &mut services => served.map_err(Error::from),
         ended = &mut driver_task => {
             cancel.cancel();
+            // A ledger that hangs cannot be closed; one that does not is.
+            ended??;
             finish(ledger, &state_dir).await;
-            return ended.map_err(Error::from);
+            return Ok(());
         }
         () = cancel.cancelled() => {
             match tokio::time::timeout(STOP_TIMEOUT, &mut services).await {
@@ -142,7 +147,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
         }
     };
     cancel.cancel();
-    driver_task.await?;
+    driver_task.await??;
     if let Some(follower) = follower {
         follower.await?;
     }

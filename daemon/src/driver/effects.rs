@@ -10,7 +10,8 @@ use crate::{
     ledger::{self, InputReader},
     model::{EventDraft, FinishedRow, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
     recovery::{
-        Command, CommittedRow, Effect, Event, ExitClass, Now, ResultHead, RowGrant, SessionId, WorkerExit,
+        Command, CommittedRow, Effect, Event, ExitClass, JobTotals, Now, ResultHead, RowGrant, SessionId,
+        WorkerExit,
     },
     rpc::convert,
 };
@@ -59,6 +60,14 @@ impl Driver {
         }
     }
 
+    /// A ledger that never answers again is not waited for: the controller ends, is started anew by whatever keeps it
+    /// running, and finds everything that was acknowledged.
+    fn note_if_stuck(&mut self, error: &ledger::Error) {
+        if error.is_stuck() {
+            self.stuck.get_or_insert_with(|| chain(error));
+        }
+    }
+
     /// A record that cannot be written is owed: it is tried again with every tick, and until then nothing that
     /// depends on it goes out.
     async fn record_job(&mut self, record: JobRecord, queue: &mut VecDeque<Event>) {
@@ -68,6 +77,7 @@ impl Driver {
                 self.unrecorded.remove(&id);
             }
             Err(error) => {
+                self.note_if_stuck(&error);
                 self.unrecorded.insert(id);
                 queue.push_back(Event::StorageFailed { problem: chain(&error) });
             }
@@ -213,11 +223,19 @@ impl Driver {
     ) {
         let event = match outcome {
             Ok(committed) => {
-                let files =
-                    committed.jobs.iter().map(|job| (job.job, job.results_bytes, job.errors_bytes)).collect();
-                Event::Committed { node, rows, files }
+                let totals = committed.jobs.iter().map(|job| JobTotals {
+                    job: job.job,
+                    results_bytes: job.results_bytes,
+                    errors_bytes: job.errors_bytes,
+                    rows_succeeded: job.rows_succeeded,
+                    rows_failed: job.rows_failed,
+                });
+                Event::Committed { node, rows, totals: totals.collect() }
             }
-            Err(error) => Event::CommitFailed { node, rows, problem: chain(&error) },
+            Err(error) => {
+                self.note_if_stuck(&error);
+                Event::CommitFailed { node, rows, problem: chain(&error) }
+            }
         };
         self.apply(event, &[]).await;
     }

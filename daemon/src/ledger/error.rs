@@ -91,6 +91,15 @@ pub enum Error {
         /// The bound.
         max_bytes: usize,
     },
+    /// The writer did not answer for ten minutes. Whether the request was done is not
+    /// known, and only a new process can find out: the store may have locked itself up.
+    #[error(
+        "the ledger has not answered for {waited_s} s: start clusterd again; nothing acknowledged is lost by that"
+    )]
+    Stuck {
+        /// How long it was waited for.
+        waited_s: u64,
+    },
     /// The ledger was shut down, or its writer is gone.
     #[error("the ledger is closed")]
     Closed,
@@ -105,6 +114,12 @@ impl Error {
             Self::Store { source: kv::Error::Io(error), .. } => is_no_room(error),
             _ => false,
         }
+    }
+
+    /// Whether only ending the process helps.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        matches!(self, Self::Stuck { .. })
     }
 
     /// The error for a failed file operation: `verb` and `path` make the sentence.

@@ -1,8 +1,14 @@
 //! The ledger as the rest of the controller sees it: a handle to the one thread that writes.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
     core::{Committed, Core, EventFilter, Limits, Reply, Request},
@@ -16,6 +22,10 @@ use crate::{
     intake,
     model::{Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, NodeRecord, RowIx},
 };
+
+/// How long the writer may take to answer. Groups take milliseconds, on a dying disk seconds; reading everything again
+/// after the store failed, and rebuilding it, some minutes at worst. See `sled_kv.rs` for what this guards against.
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(600);
 
 /// How a ledger is opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -177,8 +187,12 @@ impl Handle {
 
     async fn send(&self, command: impl FnOnce(Answer) -> Command) -> Result<Reply, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
-        answer.await.map_err(|_| Error::Closed)?
+        let answered = async {
+            self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
+            answer.await.map_err(|_| Error::Closed)?
+        };
+        let stuck = || Error::Stuck { waited_s: ANSWER_WAIT.as_secs() };
+        timeout(ANSWER_WAIT, answered).await.unwrap_or_else(|_| Err(stuck()))
     }
 
     async fn done(&self, request: Request) -> Result<(), Error> {

@@ -1,8 +1,9 @@
 //! The key-value store below the ledger, behind a trait: [`SledKv`](super::SledKv) for real,
 //! [`sim::SimKv`](super::sim::SimKv) for tests.
 //!
-//! What the ledger relies on, and nothing more: a batch is applied as a whole or not at all (and the ledger survives
-//! even a torn one); what was flushed is there after any crash; what was not flushed may vanish, the newest first.
+//! What the ledger relies on, and nothing more: what was flushed is there after any crash; what was not flushed may
+//! vanish, the newest batch first. Of a batch that was not flushed, a part may be there: sled itself does not tear
+//! batches, but large ones are cut up for it, and the ledger is tested with stores that tear every one.
 
 use std::{io, ops::ControlFlow, path::PathBuf, sync::Arc};
 
@@ -54,7 +55,7 @@ pub trait Kv {
     /// When something could not be read.
     fn scan(&mut self, prefix: &[u8], descending: bool, visit: Visit<'_>) -> Result<(), Error>;
 
-    /// Applies a batch as a whole. Durable after the next `flush`.
+    /// Applies a batch, in the order of its writes. Durable after the next `flush`, at the latest.
     ///
     /// # Errors
     /// When it may not have been applied.

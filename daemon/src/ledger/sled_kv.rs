@@ -6,11 +6,20 @@
 //!   sled's flush is `sync_all`, thus `F_FULLFSYNC`, and that is enough.
 //! - `flush_every_ms(None)`: the ledger flushes when it must and knows when. sled's background thread would also rewrite
 //!   half-empty segments; segments that are wholly empty are used again without it, and with the ledger's pattern
-//!   (checkpoints rewritten and removed) the file grows no faster without the thread than with it (measured: 768 MB of
-//!   checkpoint writes leave 27 and 29 MB).
+//!   (checkpoints rewritten and removed) the file grows no faster without the thread than with it (measured, 768 MB of
+//!   checkpoint writes: 27 and 29 MB with small segments).
 //! - `Mode` is read by nothing in 0.34.7: the default stays.
 //! - `snap.*.generating` left by a crash makes `open` answer Corruption although nothing is lost: removed before open
 //!   (FIELD-NOTES 8).
+//! - **sled can lock up for good.** When segments at the end of its file fall free it shrinks the file on its thread
+//!   pool, and whoever lets the file grow again waits for that — holding a lock that every writing task of the same
+//!   pool needs. With all seven threads waiting for the lock, the shrinking never gets one. (Seen here within a minute of
+//!   checkpoints being put and removed; the pool does not grow, its count of idle threads wraps below zero.) The file
+//!   grows only when a segment is full and none is free, and at the moment of shrinking one is free: so there is a full
+//!   segment between the two. The pool's queue is first in, first out. Hence: *if a flush completes between any two
+//!   changes of segment, the shrinking has begun before anybody waits for it*, and it needs no lock to end. That is why
+//!   large batches are cut up, why there is a flush at least every [`WRITES_PER_FLUSH`] writes, and why segments are
+//!   large. It holds because one thread alone writes, and because the background thread is off.
 //! - sled panics in places where it cannot go on. Every call is guarded: a panic is reported as a broken store.
 
 use std::{
@@ -33,6 +42,16 @@ use super::{
 /// that breaks one every night must not fill up with them.
 const SET_ASIDE_MAX: usize = 5;
 
+/// Bytes of a segment. Larger ones cost memory (a buffer of this size, two for a moment) and time at open (the rest of
+/// the last one is written over); a page of at most 17 values must be far below a quarter of one, or it goes to a file
+/// of its own. A store made with another size does not open: it is then made again from the jobs' directories.
+const SEGMENT_BYTES: usize = 8 << 20;
+
+/// Writes between two flushes at most. A write appends its value, now and then the whole page (17 values of
+/// [`VALUE_BYTES_MAX`](super::kv::VALUE_BYTES_MAX)), and at worst splits or merges pages besides: under 256 KiB, so that
+/// together they stay below a segment. Typically it is 11 kB.
+const WRITES_PER_FLUSH: usize = SEGMENT_BYTES / (256 * 1024);
+
 /// A second in all: the writes that hold the lock after a close are done in milliseconds.
 const LOCK_TRIES: u32 = 40;
 
@@ -53,6 +72,8 @@ pub struct SledKv {
 #[derive(Debug)]
 struct Open {
     db: sled::Db,
+    /// Writes since the last flush.
+    writes: usize,
     /// The log file, to be synced: see the module's notes.
     #[cfg(target_os = "linux")]
     log: fs::File,
@@ -65,11 +86,16 @@ impl SledKv {
         Self { state_dir: state_dir.to_owned(), cache_bytes, open: None }
     }
 
-    fn db(&self) -> Result<&sled::Db, Error> {
-        self.open
-            .as_ref()
-            .map(|open| &open.db)
-            .ok_or_else(|| Error::Io(Arc::new(ErrorKind::NotConnected.into())))
+    fn opened(&mut self) -> Result<&mut Open, Error> {
+        self.open.as_mut().ok_or_else(|| Error::Io(Arc::new(ErrorKind::NotConnected.into())))
+    }
+}
+
+impl Open {
+    fn flush(&mut self) -> Result<(), Error> {
+        guarded(|| self.db.flush())?;
+        self.writes = 0;
+        Ok(())
     }
 }
 
@@ -79,7 +105,11 @@ impl Kv for SledKv {
         let path = self.path();
         let repairs = remove_unfinished_snapshots(&path).map_err(io_error)?;
         fs::create_dir_all(&path).map_err(io_error)?;
-        let config = sled::Config::new().path(&path).cache_capacity(self.cache_bytes).flush_every_ms(None);
+        let config = sled::Config::new()
+            .path(&path)
+            .cache_capacity(self.cache_bytes)
+            .flush_every_ms(None)
+            .segment_size(SEGMENT_BYTES);
         let db = open_locked(&config)?;
         // What is read from now on counts as durable. After a kill it may have been in the page cache only.
         let log = fs::File::open(path.join("db")).map_err(io_error)?;
@@ -90,6 +120,8 @@ impl Kv for SledKv {
             .map_err(io_error)?;
         self.open = Some(Open {
             db,
+            // What opening wrote is not known: the first write flushes it.
+            writes: WRITES_PER_FLUSH,
             #[cfg(target_os = "linux")]
             log,
         });
@@ -121,12 +153,12 @@ impl Kv for SledKv {
     }
 
     fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let db = self.db()?;
+        let db = &self.opened()?.db;
         guarded(|| db.get(key)).map(|value| value.map(|v| v.to_vec()))
     }
 
     fn scan(&mut self, prefix: &[u8], descending: bool, visit: Visit<'_>) -> Result<(), Error> {
-        let db = self.db()?;
+        let db = &self.opened()?.db;
         guarded(|| {
             let mut entries = db.scan_prefix(prefix);
             while let Some(entry) = if descending { entries.next_back() } else { entries.next() } {
@@ -140,24 +172,32 @@ impl Kv for SledKv {
     }
 
     fn apply(&mut self, batch: Batch) -> Result<(), Error> {
-        let db = self.db()?;
-        let mut writes = sled::Batch::default();
-        for (key, value) in batch.writes {
-            match value {
-                Some(value) => writes.insert(key, value),
-                None => writes.remove(key),
+        let open = self.opened()?;
+        let mut left = batch.writes.into_iter().peekable();
+        while left.peek().is_some() {
+            let mut writes = sled::Batch::default();
+            let mut count = 0;
+            for (key, value) in left.by_ref().take(WRITES_PER_FLUSH) {
+                count += 1;
+                match value {
+                    Some(value) => writes.insert(key, value),
+                    None => writes.remove(key),
+                }
             }
+            if open.writes + count > WRITES_PER_FLUSH {
+                open.flush()?;
+            }
+            open.writes += count;
+            guarded(|| open.db.apply_batch(writes))?;
         }
-        guarded(|| db.apply_batch(writes))
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        let db = self.db()?;
-        guarded(|| db.flush())?;
+        let open = self.opened()?;
+        open.flush()?;
         #[cfg(target_os = "linux")]
-        if let Some(open) = &self.open {
-            fsync::sync_file(&open.log).map_err(io_error)?;
-        }
+        fsync::sync_file(&open.log).map_err(io_error)?;
         Ok(())
     }
 

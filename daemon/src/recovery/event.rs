@@ -124,6 +124,21 @@ pub struct CommittedRow {
     pub completion_tokens: u32,
 }
 
+/// What a job's files hold. Only ever grows, so of two reports the larger is the newer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JobTotals {
+    /// Which job.
+    pub job: JobId,
+    /// Durable length of `results.jsonl`.
+    pub results_bytes: u64,
+    /// Durable length of `errors.jsonl`.
+    pub errors_bytes: u64,
+    /// Rows in `results.jsonl`.
+    pub rows_succeeded: u64,
+    /// Rows in `errors.jsonl`.
+    pub rows_failed: u64,
+}
+
 /// New tokens of unfinished rows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CheckpointNews {
@@ -313,8 +328,8 @@ pub enum Event {
         node: NodeId,
         /// Which.
         rows: Vec<CommittedRow>,
-        /// Durable lengths of the job's files now: results, errors.
-        files: Vec<(JobId, u64, u64)>,
+        /// Where their jobs stand on disk now.
+        totals: Vec<JobTotals>,
     },
     /// Results could not be stored.
     CommitFailed {

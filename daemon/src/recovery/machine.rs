@@ -77,7 +77,7 @@ impl Machine {
                 self.on_results(&node, session, &heads);
                 reconsider = false;
             }
-            Event::Committed { node, rows, files } => self.on_committed(now, &node, &rows, &files),
+            Event::Committed { node, rows, totals } => self.on_committed(now, &node, &rows, &totals),
             Event::CommitFailed { node, rows, problem } => self.on_commit_failed(now, &node, &rows, problem),
             Event::StorageFailed { problem } => {
                 self.on_storage_failed(now, problem);

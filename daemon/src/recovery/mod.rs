@@ -40,8 +40,8 @@ mod workers;
 
 pub use effect::{Command, Effect, RowGrant, StopMode};
 pub use event::{
-    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, NodeFacts, Now, ProgressNews, RefusedRequest,
-    ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
+    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, NodeFacts, Now, ProgressNews,
+    RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
 };
 pub use machine::Machine;
 pub use rules::Policy;

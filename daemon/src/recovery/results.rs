@@ -2,12 +2,12 @@
 
 use super::{
     effect::{Command, Effect},
-    event::{CommittedRow, Now, ResultHead, SessionId},
+    event::{CommittedRow, JobTotals, Now, ResultHead, SessionId},
     incidents::Opening,
     machine::Machine,
     state::{Lease, Session, Unsettled},
 };
-use crate::model::{Fault, JobId, NodeId, Severity};
+use crate::model::{Fault, NodeId, Severity};
 
 impl Machine {
     /// Decides for each result whether it commits. One that is dropped is settled at once: it will never be wanted.
@@ -75,16 +75,11 @@ impl Machine {
         now: Now,
         node: &NodeId,
         rows: &[CommittedRow],
-        files: &[(JobId, u64, u64)],
+        totals: &[JobTotals],
     ) {
         for row in rows {
             let Some(job) = self.jobs.get_mut(&row.job) else { continue };
             if job.done.insert(row.row) {
-                if row.status_code == 200 {
-                    job.rows_succeeded += 1;
-                } else {
-                    job.rows_failed += 1;
-                }
                 job.prompt_tokens += u64::from(row.prompt_tokens);
                 job.completion_tokens += u64::from(row.completion_tokens);
                 job.rate.note(now.mono_ms, u64::from(job.done.len()));
@@ -100,10 +95,13 @@ impl Machine {
                 current.settle(row);
             }
         }
-        for (job, results_bytes, errors_bytes) in files {
-            if let Some(job) = self.jobs.get_mut(job) {
-                job.results_bytes = job.results_bytes.max(*results_bytes);
-                job.errors_bytes = job.errors_bytes.max(*errors_bytes);
+        for totals in totals {
+            // The ledger counts, because it may file a broken answer as an error. Groups can report out of order.
+            if let Some(job) = self.jobs.get_mut(&totals.job) {
+                job.results_bytes = job.results_bytes.max(totals.results_bytes);
+                job.errors_bytes = job.errors_bytes.max(totals.errors_bytes);
+                job.rows_succeeded = job.rows_succeeded.max(totals.rows_succeeded);
+                job.rows_failed = job.rows_failed.max(totals.rows_failed);
             }
         }
         self.acknowledge(node);

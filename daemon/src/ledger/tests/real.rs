@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{finished, job_record};
 use crate::{
     intake::{Intake, Limits, Staged},
-    ledger::{Error, EventFilter, Handle, InputReader, Options, Replay, open},
+    ledger::{Batch, Error, EventFilter, Handle, InputReader, Kv, Options, Replay, SledKv, open},
     model::{Checkpoint, EventDraft, JobId, JobState, NodeRecord, RowIx, Severity},
 };
 
@@ -203,6 +203,43 @@ fn whatever_happens_to_the_files_of_the_store_no_answer_is_lost() {
         assert_eq!(answers(dir.path(), 1).len(), 900);
         assert_eq!(reopened(dir.path()).repairs, Vec::<String>::new(), "{damage}");
     }
+}
+
+/// The pattern that locks sled up within seconds when segments change without a flush between them: see `sled_kv.rs`.
+/// The more the machine has to do besides, the surer.
+#[test]
+#[ignore = "a minute of churn, to be run by hand in a release build"]
+fn checkpoints_coming_and_going_do_not_lock_the_store_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ended, end) = std::sync::mpsc::sync_channel(1);
+    let path = dir.path().to_owned();
+    std::thread::spawn(move || {
+        let mut kv = SledKv::new(&path, 16 << 20);
+        kv.open().unwrap();
+        for night in 0_u64..150 {
+            for (round, chunk) in (0..8_u8).flat_map(|round| (0..8).map(move |chunk| (round, chunk))) {
+                let mut batch = Batch::default();
+                for row in 0..16 {
+                    let key = [b"c", (night * 128 + chunk * 16 + row).to_be_bytes().as_slice(), &[round / 4]]
+                        .concat();
+                    batch.put(key, vec![round; 1_000 * (usize::from(round) % 4 + 1)]);
+                }
+                kv.apply(batch).unwrap();
+            }
+            for row in 0..128 {
+                let mut batch = Batch::default();
+                for part in 0..2 {
+                    batch.remove([b"c", (night * 128 + row).to_be_bytes().as_slice(), &[part]].concat());
+                }
+                batch.put([b"r", night.to_be_bytes().as_slice()].concat(), vec![7; row as usize * 15]);
+                kv.apply(batch).unwrap();
+                kv.flush().unwrap();
+            }
+            ended.send(false).unwrap();
+        }
+        ended.send(true).unwrap();
+    });
+    while !end.recv_timeout(Duration::from_secs(60)).expect("the store is locked up") {}
 }
 
 const CHILD_DIR: &str = "NIGHTSHIFT_TEST_LEDGER_DIR";

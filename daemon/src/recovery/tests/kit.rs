@@ -152,11 +152,14 @@ impl Kit {
         spool_seq: u64,
     ) -> Vec<Effect> {
         let row = committed_row(worker, grant, spool_seq);
-        self.tell(Event::Committed {
-            node: NodeId::from(node),
-            rows: vec![row],
-            files: vec![(worker.job, 100, 0)],
-        })
+        let totals = JobTotals {
+            job: worker.job,
+            results_bytes: 100,
+            errors_bytes: 0,
+            rows_succeeded: u64::from(self.job(worker.job.0).done.len()) + 1,
+            rows_failed: 0,
+        };
+        self.tell(Event::Committed { node: NodeId::from(node), rows: vec![row], totals: vec![totals] })
     }
 
     pub(super) fn exit(&mut self, node: &str, worker: WorkerKey, class: ExitClass) -> Vec<Effect> {

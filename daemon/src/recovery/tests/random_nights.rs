@@ -194,7 +194,7 @@ impl Night {
                 row.job
             );
         }
-        self.tell(Event::Committed { node, rows, files: vec![] });
+        self.tell(Event::Committed { node, rows, totals: vec![] });
     }
 
     fn crash_controller(&mut self) {
