@@ -4,21 +4,22 @@
 //! when asked to end: workers hand back what they hold, the session sends it, the spool is synced.
 
 use std::{
-    fs,
+    fs::{self, DirBuilder},
     hash::{BuildHasher as _, RandomState},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use nix::sys::stat::Mode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Settings,
     epochs::{self, Epochs},
+    ledger::{self, Ledger},
     leftovers, lock,
     lock::InstanceLock,
     logging::LogStore,
@@ -44,6 +45,9 @@ pub enum Error {
     /// See [`spool`].
     #[error(transparent)]
     Spool(#[from] spool::Error),
+    /// See [`crate::ledger`].
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
     /// See [`epochs`].
     #[error(transparent)]
     Epochs(#[from] epochs::Error),
@@ -85,6 +89,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         boot_id: boot_id.clone(),
     })?;
     let spool = spool::run(store).map_err(io("start the spool's thread"))?;
+    let ledger = Ledger::open(dir)?;
     let epochs = Epochs::open(&dir.join("epochs.json"))?;
     let code_dir = code::write(&dir.join("worker-code"))?;
     let runtime = watch_runtime(&settings, stop.clone()).await;
@@ -110,18 +115,18 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         stop.clone(),
     );
     // Ends when the supervisor has, and what it left has been sent.
-    session::run(session::Options {
+    let options = session::Options {
         controller: settings.controller,
         node_id: settings.node_id,
         instance_id: fresh_id(),
         model_roots: settings.model_roots,
-        supervisor: supervisor.clone(),
+        supervisor,
         spool: spool.clone(),
         logs,
         probe,
         runtime,
-    })
-    .await;
+    };
+    session::run(options, ledger).await;
     spool.close().await;
     if stop.is_cancelled() {
         tracing::info!("the agent has ended in order");
@@ -142,17 +147,15 @@ fn launcher(settings: &Settings, code_dir: &Path) -> Launcher {
     })
 }
 
-/// Makes a directory only its owner may look into: prompts and answers pass through it.
+/// Makes a directory that only its owner may look into, because prompts and answers pass through it. One that is there
+/// stays as it is.
 fn make_private(dir: &Path) -> Result<(), Error> {
-    let making = || format!("make the directory {}", dir.display());
-    fs::create_dir_all(dir).map_err(|source| Error::Io { what: making(), source })?;
-    nix::sys::stat::fchmodat(
-        nix::fcntl::AT_FDCWD,
-        dir,
-        Mode::S_IRWXU,
-        nix::sys::stat::FchmodatFlags::FollowSymlink,
-    )
-    .map_err(|errno| Error::Io { what: making(), source: errno.into() })
+    let made = match dir.parent() {
+        _ if dir.is_dir() => return Ok(()),
+        Some(parent) => fs::create_dir_all(parent).and_then(|()| DirBuilder::new().mode(0o700).create(dir)),
+        None => DirBuilder::new().mode(0o700).create(dir),
+    };
+    made.map_err(|source| Error::Io { what: format!("make the directory {}", dir.display()), source })
 }
 
 async fn end_leftovers(
@@ -187,7 +190,8 @@ async fn watch_runtime(
         let (keep, status) = watch::channel(Arc::new(status));
         tokio::spawn(async move {
             stop.cancelled().await;
-            drop(keep);
+            // To the end: its going would look like a change.
+            keep.closed().await;
         });
         return status;
     }

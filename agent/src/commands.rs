@@ -84,13 +84,11 @@ enum Runtime {
         json: bool,
     },
     /// Make a model directory with random weights, for tests and the demo.
-    #[command(disable_help_flag = true)]
     TinyModel {
         #[command(flatten)]
         at: RuntimeDir,
-        /// --arch llama|qwen3|qwen3_moe|gpt_oss|deepseek_v3|glm4_moe --out DIR and more; see --help.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
+        #[command(flatten)]
+        model: TinyModel,
     },
 }
 
@@ -99,6 +97,62 @@ struct RuntimeDir {
     /// Where the runtime is: the virtual environment itself [default: $NIGHTSHIFT_RUNTIME_DIR, or a place of its own].
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
+}
+
+/// The options of `tiny_model.py`, which has the defaults.
+#[derive(Debug, Args)]
+struct TinyModel {
+    /// Give it the shape of this architecture.
+    #[arg(long, value_parser = ["llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm4_moe"])]
+    arch: String,
+    /// Make it here; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Layers.
+    #[arg(long, value_name = "N")]
+    layers: Option<u32>,
+    /// Hidden size.
+    #[arg(long, value_name = "N")]
+    hidden: Option<u32>,
+    /// Tokens of the vocabulary.
+    #[arg(long, value_name = "N")]
+    vocab: Option<u32>,
+    /// Longest context, in tokens.
+    #[arg(long, value_name = "N")]
+    max_position: Option<u32>,
+    /// Experts, where the architecture has them.
+    #[arg(long, value_name = "N")]
+    moe_experts: Option<u32>,
+    /// Draw the weights from this seed.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Type of the weights.
+    #[arg(long, value_parser = ["float32", "bfloat16", "float16"])]
+    dtype: Option<String>,
+    /// Leave the chat template out.
+    #[arg(long)]
+    no_chat_template: bool,
+}
+
+impl TinyModel {
+    fn into_arguments(self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            vec!["--arch".into(), self.arch.into(), "--out".into(), self.out.into()];
+        let options = [
+            ("--layers", self.layers.map(|value| value.to_string())),
+            ("--hidden", self.hidden.map(|value| value.to_string())),
+            ("--vocab", self.vocab.map(|value| value.to_string())),
+            ("--max-position", self.max_position.map(|value| value.to_string())),
+            ("--moe-experts", self.moe_experts.map(|value| value.to_string())),
+            ("--seed", self.seed.map(|value| value.to_string())),
+            ("--dtype", self.dtype),
+        ];
+        for (name, value) in options.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            arguments.extend([name.into(), value.into()]);
+        }
+        arguments.extend(self.no_chat_template.then(|| "--no-chat-template".into()));
+        arguments
+    }
 }
 
 impl RuntimeDir {
@@ -122,8 +176,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Run(arguments) => run_agent(arguments).await,
         Command::Runtime(Runtime::Install { at, python }) => install(at.resolve()?, python).await,
         Command::Runtime(Runtime::Check { at, json }) => check(at.resolve()?, json).await,
-        Command::Runtime(Runtime::TinyModel { at, arguments }) => {
-            runtime::tiny_model::make(&at.resolve()?, &arguments).await?;
+        Command::Runtime(Runtime::TinyModel { at, model }) => {
+            runtime::tiny_model::make(&at.resolve()?, &model.into_arguments()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Probe(arguments) => print_probe(arguments),
@@ -158,8 +212,14 @@ async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
         tracing::info!("asked to end");
         ending.cancel();
     });
-    agent::run(settings, logs, stop).await.inspect_err(|error| tracing::error!("{error}"))?;
-    Ok(ExitCode::SUCCESS)
+    let ended = agent::run(settings, logs, stop).await;
+    if let Err(error) = &ended
+        && log_dir.is_some()
+    {
+        // On stderr it is said anyway, at the very end.
+        tracing::error!("{}", nightshift_agent::util::chain(error));
+    }
+    Ok(ended.map(|()| ExitCode::SUCCESS)?)
 }
 
 async fn install(dir: PathBuf, python: Option<PathBuf>) -> anyhow::Result<ExitCode> {

@@ -74,6 +74,20 @@ impl Epochs {
         self.jobs.get(&job_id).map_or(0, |entry| entry.epoch)
     }
 
+    /// Begins anew for another ledger: the file goes into `place`.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; nothing has changed then.
+    pub fn set_aside(&mut self, place: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Write { path: self.path.clone(), source };
+        match fs::rename(&self.path, place.join("epochs.json")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.and_then(|()| durable::sync_parent(&self.path)).map_err(failed)?,
+        }
+        self.jobs.clear();
+        Ok(())
+    }
+
     /// Notes a launch, durably. Lower ones than the highest change nothing.
     ///
     /// # Errors
@@ -117,6 +131,19 @@ mod tests {
         epochs.advance(1, 2).unwrap();
         epochs.advance(5_000, 1).unwrap();
         assert_eq!((epochs.highest(1), epochs.highest(2), epochs.highest(5_000)), (2, 0, 1));
+    }
+
+    #[test]
+    fn another_ledger_counts_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, place) = (dir.path().join("epochs.json"), dir.path().join("aside"));
+        fs::create_dir(&place).unwrap();
+        let mut epochs = Epochs::open(&path).unwrap();
+        epochs.set_aside(&place).unwrap();
+        epochs.advance(7, 3).unwrap();
+        epochs.set_aside(&place).unwrap();
+        assert_eq!((epochs.highest(7), Epochs::open(&path).unwrap().highest(7)), (0, 0));
+        assert_eq!(Epochs::open(&place.join("epochs.json")).unwrap().highest(7), 3);
     }
 
     #[test]

@@ -141,7 +141,7 @@ mod tests {
     /// A shell in a group of its own that runs `script` and has said that it does.
     fn process(script: &str) -> Child {
         let mut child = Command::new("sh")
-            .args(["-c", &format!("{script}; echo up; sleep 1000; sleep 1000")])
+            .args(["-c", &format!("{script}; echo up; exec sleep 1000")])
             .stdout(Stdio::piped())
             .process_group(0)
             .spawn()

@@ -24,6 +24,7 @@ pub mod agent;
 pub mod config;
 pub mod durable;
 pub mod epochs;
+pub mod ledger;
 pub mod leftovers;
 pub mod link_prep;
 pub mod lock;

@@ -9,17 +9,14 @@ use std::{
 
 use clap::Parser as _;
 
-/// Two threads: one may be busy with a large message while the other sends a heartbeat. What blocks has threads of its
-/// own.
-const RUNTIME_THREADS: usize = 2;
-
 /// For epochs, leftovers and locks, which wait for the disk one at a time.
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let arguments = commands::Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
+    // One thread: a step of a worker then wakes one thread once, which is what supervision costs while a model runs. What
+    // can block (disks, probes) has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build();

@@ -1,6 +1,9 @@
-//! Two small things that several modules need: the wall clock in milliseconds, and a stable hash of file contents.
+//! Small things that several modules need.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    error::Error,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// Milliseconds since 1970 by this machine's clock; 0 for a clock set before that.
 #[must_use]
@@ -32,6 +35,20 @@ pub fn clip(text: &str, max_bytes: usize) -> String {
     }
     let end = (0..=max_bytes).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     format!("{}…", &text[..end])
+}
+
+/// An error with its causes, for a log line. A cause that its effect repeats is not said twice.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let (mut text, mut next) = (error.to_string(), error.source());
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -382,7 +382,9 @@ fn note_on(key: &str) -> Option<&'static str> {
         "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
         "limits.max_row_bytes" => "The longest input line.",
         "limits.max_rows" => "The most rows of one job.",
-        "limits.disk_reserve_bytes" => "Free space below which nothing more is written and jobs wait. Restart to change.",
+        "limits.disk_reserve_bytes" => {
+            "Free space below which nothing more is written and jobs wait. Restart to change."
+        }
         "limits.max_events" => "Events kept. Restart to change.",
         "limits.ledger_cache_bytes" => "Memory the ledger may use as cache. Restart to change.",
         _ => return None,

@@ -2,39 +2,28 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 /// What became of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// As in HTTP.
     pub status: u64,
+    /// How often the row had been given to a worker when it was answered; 0 where the line does not say.
+    pub attempt: u32,
     /// The response's body.
     pub body: Value,
+    /// What must not depend on what happened to the cluster, as it stands in the file, byte for byte: the choices and
+    /// the token counts, or the error. Times and numbers of attempts do depend on it.
+    pub essence: String,
 }
 
 impl Answer {
-    /// What must not depend on what happened to the cluster: the choices and the token counts. Times do.
-    #[must_use]
-    pub fn essence(&self) -> Value {
-        let mut essence = self.body.clone();
-        if let Value::Object(fields) = &mut essence {
-            fields.retain(|name, _| matches!(name.as_str(), "choices" | "usage" | "error"));
-        }
-        essence
-    }
-
     /// The text of the first choice.
     #[must_use]
     pub fn text(&self) -> &str {
         let choice = &self.body["choices"][0];
         choice["message"]["content"].as_str().or_else(|| choice["text"].as_str()).unwrap_or_default()
-    }
-
-    /// When it was finished, in seconds since 1970.
-    #[must_use]
-    pub fn created_unix_s(&self) -> u64 {
-        self.body["created"].as_u64().unwrap_or_default()
     }
 }
 
@@ -121,12 +110,9 @@ impl Answers {
         let mut different = Vec::new();
         for (id, expected) in &undisturbed.rows {
             let answer = self.of(id);
-            if answer.status != expected.status || answer.essence() != expected.essence() {
-                different.push(format!(
-                    "{id}:\n  was      {}\n  expected {}",
-                    answer.essence(),
-                    expected.essence()
-                ));
+            if answer.status != expected.status || answer.essence != expected.essence {
+                different
+                    .push(format!("{id}:\n  was      {}\n  expected {}", answer.essence, expected.essence));
             }
         }
         assert!(
@@ -150,19 +136,38 @@ fn parse_line(line: &[u8], is_errors: bool) -> Result<(String, Answer), String> 
     }
     if row["response"].is_null() {
         return if is_errors && row["error"].is_object() {
-            Ok((id, Answer { status: 0, body: serde_json::json!({"error": row["error"]}) }))
+            let body = serde_json::json!({"error": row["error"]});
+            Ok((id, Answer { status: 0, attempt: 0, essence: body.to_string(), body }))
         } else {
             Err(format!("{id} has neither a response nor an error"))
         };
     }
     let status = row["response"]["status_code"].as_u64().ok_or_else(|| format!("{id} has no status_code"))?;
-    if row["response"]["request_id"].as_str().is_none_or(str::is_empty) {
+    let request_id = row["response"]["request_id"].as_str().unwrap_or_default();
+    if request_id.is_empty() {
         return Err(format!("{id} has no request_id"));
     }
+    // Job, row, epoch, attempt.
+    let attempt = request_id.rsplit('-').next().and_then(|attempt| attempt.parse().ok()).unwrap_or(0);
     if (status == 200) == is_errors {
         return Err(format!("{id} with status {status} is in the wrong file"));
     }
-    Ok((id, Answer { status, body: row["response"]["body"].clone() }))
+    let body = row["response"]["body"].clone();
+    Ok((id, Answer { status, attempt, essence: essence(line)?, body }))
+}
+
+/// See [`Answer::essence`].
+fn essence(line: &[u8]) -> Result<String, String> {
+    type Fields<'a> = BTreeMap<String, &'a RawValue>;
+    let fields = |json| serde_json::from_str::<Fields<'_>>(json).map_err(|error| error.to_string());
+    let line = str::from_utf8(line).map_err(|error| error.to_string())?;
+    let (row, empty) = (fields(line)?, "{}");
+    let response = fields(row.get("response").map_or(empty, |response| response.get()))?;
+    let body = fields(response.get("body").map_or(empty, |body| body.get()))?;
+    let essential = ["choices", "usage", "error"];
+    let essential =
+        essential.iter().filter_map(|name| body.get(*name).map(|raw| format!("\"{name}\":{raw}")));
+    Ok(essential.collect::<Vec<_>>().join(","))
 }
 
 #[cfg(test)]
@@ -172,7 +177,7 @@ mod tests {
 
     fn line(id: &str, status: u64) -> String {
         format!(
-            r#"{{"id":"batch_req_1","custom_id":"{id}","response":{{"status_code":{status},"request_id":"r","body":{{"choices":[{{"text":"hm"}}],"created":7}}}},"error":null}}"#
+            r#"{{"id":"batch_req_1","custom_id":"{id}","response":{{"status_code":{status},"request_id":"j1-0-2-3","body":{{"choices":[{{"text":"hm"}}],"created":7}}}},"error":null}}"#
         )
     }
 
@@ -190,8 +195,17 @@ mod tests {
             read(&format!("{}\n", line("a", 200)), &format!("{}\n", line("b", 400)), &["a", "b"]).unwrap();
         assert_eq!(answers.succeeded(), 1);
         assert_eq!(answers.of("a").text(), "hm");
-        assert_eq!(answers.of("b").status, 400);
+        assert_eq!((answers.of("b").status, answers.of("b").attempt), (400, 3));
         answers.assert_same_as(&answers.clone());
+        assert_eq!(answers.of("a").essence, r#""choices":[{"text":"hm"}]"#);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 of 1 rows differ")]
+    fn answers_that_differ_in_spelling_only_differ() {
+        let plain = read(&format!("{}\n", line("a", 200)), "", &["a"]).unwrap();
+        let spelt = line("a", 200).replace("hm", "\\u0068m");
+        read(&format!("{spelt}\n"), "", &["a"]).unwrap().assert_same_as(&plain);
     }
 
     #[test]

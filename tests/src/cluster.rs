@@ -1,11 +1,11 @@
 //! A cluster on this machine: one controller and some agents, real processes in one throw-away directory.
 //!
 //! Everything a case hurts is started, killed and started again here. [`Cluster::finish`] ends it gently and checks
-//! what must hold after every case: all programs ended well, no process is left over, no log holds a warning that the
-//! case did not expect.
+//! what must hold after every case: all programs ended well, no process is left over, the logs hold the warnings that
+//! the case had to cause and no others.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -26,7 +26,7 @@ use crate::{
     process::{self, Outcome, Process},
     procfs::{self, Seen},
     rows::Input,
-    runtime, wait,
+    runtime, spools, wait,
 };
 
 /// How long a program may take to stop gently: a worker finishes its step, a ledger is flushed.
@@ -39,7 +39,29 @@ pub struct ClusterBuilder {
     agents: usize,
     config: Option<String>,
     controller_state: Option<PathBuf>,
-    allowed: Vec<String>,
+    log: ExpectedLog,
+}
+
+/// What a case expects of the logs. Texts are patterns of [`logs::matches`].
+#[derive(Clone, Debug, Default)]
+struct ExpectedLog {
+    /// Warnings and errors that must be there.
+    must: Vec<String>,
+    /// Those that may be there.
+    may: Vec<String>,
+}
+
+impl ExpectedLog {
+    /// What is there and should not, and what is not there and should.
+    fn problems(&self, trouble: &[String]) -> Vec<String> {
+        let expected =
+            |line: &String| self.must.iter().chain(&self.may).any(|pattern| logs::matches(line, pattern));
+        let missing = |pattern: &&String| !trouble.iter().any(|line| logs::matches(line, pattern));
+        let unexpected = trouble.iter().filter(|line| !expected(line)).cloned();
+        unexpected
+            .chain(self.must.iter().filter(missing).map(|pattern| format!("nothing like: {pattern}")))
+            .collect()
+    }
 }
 
 impl ClusterBuilder {
@@ -64,10 +86,17 @@ impl ClusterBuilder {
         self
     }
 
-    /// Log lines of warnings and errors that hold this text are expected.
+    /// Warnings and errors that may be in the logs at the end (see [`logs::matches`]).
     #[must_use]
-    pub fn allow(mut self, texts: &[&str]) -> Self {
-        self.allowed.extend(texts.iter().map(|text| (*text).to_owned()));
+    pub fn allow(mut self, patterns: &[&str]) -> Self {
+        self.log.may.extend(patterns.iter().map(|pattern| (*pattern).to_owned()));
+        self
+    }
+
+    /// Warnings and errors that must be in the logs at the end, each at least once.
+    #[must_use]
+    pub fn expect(mut self, patterns: &[&str]) -> Self {
+        self.log.must.extend(patterns.iter().map(|pattern| (*pattern).to_owned()));
         self
     }
 
@@ -93,7 +122,7 @@ impl ClusterBuilder {
             control,
             controller: None,
             agents: BTreeMap::new(),
-            allowed: self.allowed,
+            log: self.log,
             finished: false,
             dir,
         };
@@ -115,7 +144,7 @@ pub struct Cluster {
     control: Control,
     controller: Option<Process>,
     agents: BTreeMap<String, Process>,
-    allowed: Vec<String>,
+    log: ExpectedLog,
     finished: bool,
     // Last: removed when all processes are gone.
     dir: TestDir,
@@ -130,7 +159,7 @@ impl Cluster {
             agents: 0,
             config: None,
             controller_state: None,
-            allowed: Vec::new(),
+            log: ExpectedLog::default(),
         }
     }
 
@@ -158,9 +187,9 @@ impl Cluster {
         &self.control
     }
 
-    /// Expects log lines that hold this text from now on.
-    pub fn allow(&mut self, texts: &[&str]) {
-        self.allowed.extend(texts.iter().map(|text| (*text).to_owned()));
+    /// More of what [`ClusterBuilder::expect`] takes, for faults a case comes to later.
+    pub fn expect(&mut self, patterns: &[&str]) {
+        self.log.must.extend(patterns.iter().map(|pattern| (*pattern).to_owned()));
     }
 
     /// Starts the controller and waits until it answers.
@@ -338,10 +367,28 @@ impl Cluster {
         }
     }
 
+    /// The numbers of the job's rows that workers have finished, by node, whether the controller knows of it or not.
+    #[must_use]
+    pub fn finished_rows(&self, job: &Job) -> BTreeMap<String, Vec<u64>> {
+        spools::rows(&self.path().join("agents"), job.job_id)
+    }
+
+    /// Checks that no row of the job was generated twice.
+    ///
+    /// # Panics
+    /// When one was.
+    pub fn assert_generated_once(&self, job: &Job) {
+        let mut seen = BTreeSet::new();
+        let rows = self.finished_rows(job);
+        let twice: Vec<&u64> = rows.values().flatten().filter(|row| !seen.insert(**row)).collect();
+        assert!(twice.is_empty(), "rows {twice:?} of job j{} were generated twice: {rows:?}", job.job_id);
+    }
+
     /// Ends the cluster gently and checks what must hold after every case.
     ///
     /// # Panics
-    /// When a program does not end well, a process is left over, or a log holds an unexpected warning.
+    /// When a program does not end well, a process is left over, or a log holds a warning that nobody expected or
+    /// lacks one that had to come.
     pub async fn finish(mut self) {
         for name in self.agent_names() {
             self.stop_agent(&name).await;
@@ -354,12 +401,12 @@ impl Cluster {
             if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
         })
         .await;
-        let unexpected = logs::unexpected(&self.path().join("logs"), &self.allowed);
+        let problems = self.log.problems(&logs::trouble(&self.path().join("logs")));
         assert!(
-            unexpected.is_empty(),
-            "{} log lines that no one expected, the first:\n{}",
-            unexpected.len(),
-            unexpected[..unexpected.len().min(10)].join("\n")
+            problems.is_empty(),
+            "the logs are not as expected in {} ways, the first:\n{}",
+            problems.len(),
+            problems[..problems.len().min(10)].join("\n")
         );
         self.finished = true;
     }
@@ -414,6 +461,14 @@ fn free_port() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_are_judged_both_ways() {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let log = ExpectedLog { must: owned(&["a*b"]), may: owned(&["c"]) };
+        assert_eq!(log.problems(&owned(&["WARN a and b", "WARN c"])), [""; 0]);
+        assert_eq!(log.problems(&owned(&["WARN c", "ERROR d"])), ["ERROR d", "nothing like: a*b"]);
+    }
 
     #[test]
     fn ports_are_free_and_not_given_twice() {

@@ -3,9 +3,9 @@
 //! * [`suite`] runs the end-to-end cases and counts one that this machine cannot run as ignored, with its reason;
 //! * [`binaries`], [`runtime`] and [`models`] make what the cases need, once: programs, Python environment, tiny models;
 //! * [`cluster`] holds a controller and its agents in one throw-away directory, and ends them with checks: no process
-//!   left over, no unexpected warning in a log;
+//!   left over, in the logs the warnings that had to come and no others;
 //! * [`control`] speaks to the controller, [`stub`] plays a node without Python;
-//! * [`rows`] makes input, [`answers`] reads and judges output;
+//! * [`rows`] makes input, [`answers`] reads and judges output, [`spools`] tells what workers have finished;
 //! * [`process`] and [`procfs`] look at processes; [`wait`] waits for conditions, [`logs`] reads logs, [`rng`] makes
 //!   chance repeatable.
 //!
@@ -26,6 +26,7 @@ pub mod procfs;
 pub mod rng;
 pub mod rows;
 pub mod runtime;
+pub mod spools;
 pub mod stub;
 pub mod suite;
 pub mod wait;

@@ -25,20 +25,29 @@ pub fn tails(dir: &Path, lines: usize) -> String {
     text
 }
 
-/// Lines of warnings, errors and panics in the logs below `dir` that hold none of the `allowed` texts, each with the
-/// name of its file.
+/// Lines of warnings, errors and panics in the logs below `dir`, each with the name of its file.
 #[must_use]
-pub fn unexpected(dir: &Path, allowed: &[String]) -> Vec<String> {
+pub fn trouble(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for (name, path) in files(dir) {
         let Ok(bytes) = fs::read(&path) else { continue };
-        for line in String::from_utf8_lossy(&bytes).lines() {
-            if is_trouble(line) && !allowed.iter().any(|text| line.contains(text.as_str())) {
-                found.push(format!("{name}: {line}"));
-            }
-        }
+        let text = String::from_utf8_lossy(&bytes);
+        found.extend(text.lines().filter(|line| is_trouble(line)).map(|line| format!("{name}: {line}")));
     }
     found
+}
+
+/// Whether a line holds the pattern's pieces, which a `*` separates, one behind the other.
+#[must_use]
+pub fn matches(line: &str, pattern: &str) -> bool {
+    let mut rest = line;
+    pattern.split('*').all(|piece| match rest.find(piece) {
+        Some(start) => {
+            rest = &rest[start + piece.len()..];
+            true
+        }
+        None => false,
+    })
 }
 
 /// Whether a line in the format of `tracing_subscriber::fmt` has level WARN or ERROR, or reports a panic. The level is
@@ -76,22 +85,32 @@ mod tests {
     use crate::dirs::TestDir;
 
     #[test]
-    fn a_warning_not_on_the_list_is_found() {
+    fn warnings_errors_and_panics_are_trouble() {
         let dir = TestDir::new("logs");
         let log = "2026-11-20T18:18:15.123456Z  INFO clusterd: nothing to WARN about\n\
                    2026-11-20T18:18:15.123456Z  WARN clusterd::driver: worker j1/e1/r0 exited\n\
                    2026-11-20T18:18:16.123456Z ERROR clusterd::driver: the disk is full\n\
                    thread 'main' panicked at src/main.rs:1:1:\n";
         fs::write(dir.sub("n1").join("agent.log"), log).expect("a test file can be written");
-        let allowed = ["exited".to_owned()];
-        let found = unexpected(dir.path(), &allowed);
         assert_eq!(
-            found,
+            trouble(dir.path()),
             [
+                "n1/agent.log: 2026-11-20T18:18:15.123456Z  WARN clusterd::driver: worker j1/e1/r0 exited",
                 "n1/agent.log: 2026-11-20T18:18:16.123456Z ERROR clusterd::driver: the disk is full",
                 "n1/agent.log: thread 'main' panicked at src/main.rs:1:1:"
             ]
         );
+    }
+
+    #[test]
+    fn a_pattern_is_pieces_in_order() {
+        let line = "WARN the worker of j1 on n2 was ended by SIGKILL kind=\"worker-exited\"";
+        for pattern in ["the worker of j1", "j1 on * was ended*kind=\"worker-exited\"", ""] {
+            assert!(matches(line, pattern), "{pattern}");
+        }
+        for pattern in ["the worker of j2", "worker-exited*j1", "j1*j1"] {
+            assert!(!matches(line, pattern), "{pattern}");
+        }
     }
 
     #[test]

@@ -53,6 +53,16 @@ pub fn seen(pid: u32) -> Option<Seen> {
     Some(Seen { pid, start_ticks, command })
 }
 
+/// Whether all threads of a process stand still after SIGSTOP: the signal stops them one by one.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let mut threads = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("stat")));
+    threads.all(|stat| {
+        stat.is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T ")))
+    })
+}
+
 /// Processor time a process has used so far, its threads included and its children not.
 #[must_use]
 pub fn cpu_time(pid: u32) -> Option<Duration> {
@@ -107,6 +117,7 @@ mod tests {
         assert!(resident_bytes(me.pid) > Some(1 << 20));
         assert!(peak_resident_bytes(me.pid) >= resident_bytes(me.pid).map(|bytes| bytes / 2));
         assert!(cpu_time(me.pid).is_some());
+        assert!(!is_stopped(me.pid));
         let marker = me.command.split(' ').next().expect("a command has a first word").to_owned();
         assert!(processes_of(Path::new(&marker)).contains(&me));
     }

@@ -72,6 +72,7 @@ struct State {
     history: Vec<(u64, u32)>,
     draining: bool,
     commands: u32,
+    ledger_id: String,
 }
 
 #[derive(Debug)]
@@ -184,7 +185,7 @@ async fn session(shared: &Arc<Shared>) -> Result<(), String> {
         .map_err(|status| status.to_string())?
         .into_inner();
     match inbound.message().await.map_err(|status| status.to_string())?.and_then(|message| message.body) {
-        Some(controller_message::Body::Welcome(_)) => {}
+        Some(controller_message::Body::Welcome(welcome)) => shared.serve(welcome.ledger_id)?,
         other => return Err(format!("expected Welcome, got {other:?}")),
     }
     let spooled: Vec<RowResult> = shared.lock().spool.iter().cloned().collect();
@@ -306,6 +307,19 @@ async fn take(
 }
 
 impl Shared {
+    /// Takes the controller's ledger; what belongs to another one is dropped, and the session with it.
+    fn serve(&self, ledger_id: String) -> Result<(), String> {
+        let mut state = self.lock();
+        let is_other = !state.ledger_id.is_empty() && state.ledger_id != ledger_id;
+        state.ledger_id = ledger_id;
+        if is_other {
+            state.workers.clear();
+            state.spool.clear();
+            return Err("the controller has another ledger".to_owned());
+        }
+        Ok(())
+    }
+
     fn hello(&self) -> Hello {
         let state = self.lock();
         let workers = state.workers.values().map(|worker| RunningWorker {
@@ -336,6 +350,7 @@ impl Shared {
             capabilities: Some(Capabilities::default()),
             workers: workers.collect(),
             spooled_results: state.spool.len() as u64,
+            ledger_id: state.ledger_id.clone(),
         }
     }
 

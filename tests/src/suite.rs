@@ -1,7 +1,14 @@
 //! Runs end-to-end cases in the way of `cargo test`, and decides at run time which of them this machine can run: a case
 //! that cannot is counted as ignored, with the reason, never as passed.
 
-use std::{env, fmt, future::Future, path::Path, pin::Pin, process::ExitCode, time::Duration};
+use std::{
+    env, fmt,
+    future::Future,
+    path::Path,
+    pin::Pin,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -86,7 +93,11 @@ fn trial(case: Case) -> Trial {
             .enable_all()
             .build()
             .map_err(|error| Failed::from(format!("no tokio runtime: {error}")))?;
+        let started = Instant::now();
         let outcome = runtime.block_on(async { tokio::time::timeout(CASE_LIMIT, body()).await });
+        if env::var_os("NIGHTSHIFT_TIMES").is_some() {
+            eprintln!("took {:6.1} s: {name}", started.elapsed().as_secs_f64());
+        }
         runtime.shutdown_timeout(Duration::from_secs(5));
         outcome.map(|()| Completion::Completed).map_err(|_| {
             Failed::from(format!("{name} was still running after {CASE_LIMIT:?} and was given up"))

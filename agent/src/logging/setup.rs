@@ -1,6 +1,7 @@
 //! Wires `tracing`: lines for a person on stderr, or daily files where the agent runs as a service.
 
 use std::{
+    fs,
     io::{self, IsTerminal as _, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +21,7 @@ use super::store::{LogStore, Source};
 /// Two weeks of nights: long enough to look back at the one before the holiday, short enough never to matter on disk.
 const MAX_LOG_FILES: usize = 14;
 
-/// Lines that may wait for a slow disk; past it the newest are dropped rather than the agent held up.
+/// Lines that may wait; past it the newest are dropped rather than the agent held up.
 const MAX_WAITING_LINES: usize = 4_096;
 
 /// Used when neither the configuration nor `RUST_LOG` says otherwise.
@@ -29,6 +30,14 @@ const DEFAULT_FILTER: &str = "info";
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The log directory cannot be made.
+    #[error("cannot make the log directory {}", dir.display())]
+    Make {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The log directory cannot be used.
     #[error("cannot log into {}", dir.display())]
     Directory {
@@ -45,10 +54,10 @@ pub enum Error {
     Twice,
 }
 
-/// Keeps the writer of log files alive; dropping it writes out what waits.
+/// Keeps the thread that writes alive; dropping it writes out what waits.
 #[derive(Debug)]
 pub struct Guard {
-    _files: Option<WorkerGuard>,
+    _writer: WorkerGuard,
 }
 
 /// Starts logging, and copies the agent's lines into `store`.
@@ -65,13 +74,17 @@ pub fn init(log_dir: Option<&Path>, filter: Option<&str>, store: &LogStore) -> R
         .without_time()
         .with_writer(RingWriter(Arc::new(store.open("agent", None))))
         .boxed();
+    // A terminal that is held or a disk that is slow must not hold the agent up: a thread writes.
+    let waiting = NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES);
     let (shown, guard) = match log_dir {
         None => {
-            let layer =
-                fmt::layer().with_ansi(io::stderr().is_terminal()).with_target(false).with_writer(io::stderr);
-            (layer.boxed(), None)
+            let (writer, guard) = waiting.finish(io::stderr());
+            let colour = io::stderr().is_terminal();
+            (fmt::layer().with_ansi(colour).with_target(false).with_writer(writer).boxed(), guard)
         }
         Some(dir) => {
+            // The appender would make it too, and complain on stderr before.
+            fs::create_dir_all(dir).map_err(|source| Error::Make { dir: dir.to_owned(), source })?;
             let appender = RollingFileAppender::builder()
                 .rotation(Rotation::DAILY)
                 .filename_prefix("cluster-agent")
@@ -79,13 +92,12 @@ pub fn init(log_dir: Option<&Path>, filter: Option<&str>, store: &LogStore) -> R
                 .max_log_files(MAX_LOG_FILES)
                 .build(dir)
                 .map_err(|source| Error::Directory { dir: dir.to_owned(), source })?;
-            let (writer, guard) =
-                NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).finish(appender);
-            (fmt::layer().with_ansi(false).with_writer(writer).boxed(), Some(guard))
+            let (writer, guard) = waiting.finish(appender);
+            (fmt::layer().with_ansi(false).with_writer(writer).boxed(), guard)
         }
     };
     registry().with(filter).with(vec![shown, ring]).try_init().map_err(|_| Error::Twice)?;
-    Ok(Guard { _files: guard })
+    Ok(Guard { _writer: guard })
 }
 
 /// Puts formatted lines into the store.

@@ -1,8 +1,7 @@
 //! Is the runtime fit to run workers?
 //!
-//! [`check`] imports what a worker imports: seconds, and certain. [`glance`] trusts the marker of an installation that
-//! was checked when it was made, and only asks the interpreter whether it still runs: milliseconds, for the agent's
-//! start.
+//! [`check`] imports what a worker imports: seconds, and certain. [`glance`] only asks the interpreter which versions it
+//! has: milliseconds, for the agent's start. What it does not see, the first worker says.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,19 +22,19 @@ use crate::util;
 /// Importing takes 2 s on a quiet machine (FIELD-NOTES 1); a cold disk and busy processors are allowed for.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
 
-/// For an interpreter to say its version.
+/// For an interpreter to say its versions.
 const GLANCE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Prints one JSON object. The imports are those of the worker.
+/// Prints one JSON object; with an argument, after importing what a worker imports.
 const SCRIPT: &str = "
 import json, sys
 from importlib.metadata import version
 answer = {'python_version': '%d.%d.%d' % sys.version_info[:3]}
 try:
-    import mlx.core
     answer['mlx_version'] = version('mlx')
-    import mlx_lm
     answer['mlx_lm_version'] = version('mlx-lm')
+    if sys.argv[1:]:
+        import mlx.core, mlx_lm
 except Exception as error:
     answer['problem'] = '%s: %s' % (type(error).__name__, error)
 print(json.dumps(answer))
@@ -87,6 +86,27 @@ struct Answer {
 
 /// Imports MLX and mlx-lm in the runtime of `dir` and compares their versions with the pinned ones.
 pub async fn check(dir: &Path) -> Status {
+    look(dir, &["import"], CHECK_LIMIT).await
+}
+
+/// The same without importing, and without trusting an installation that was broken off or made from other
+/// requirements.
+pub async fn glance(dir: &Path) -> Status {
+    let problem = match marker::kind(dir) {
+        Ok(Kind::Ready(marker)) if marker.requirements_hash != requirements::hash() => {
+            "the runtime was made by another version of cluster-agent; run `cluster-agent runtime install`"
+                .to_owned()
+        }
+        Ok(Kind::Broken) => {
+            "the installation of the runtime was broken off; run `cluster-agent runtime install`".to_owned()
+        }
+        Ok(Kind::Ready(_) | Kind::Vacant | Kind::Foreign) => return look(dir, &[], GLANCE_LIMIT).await,
+        Err(error) => format!("the runtime in {} cannot be read: {error}", dir.display()),
+    };
+    Status::unfit(dir, problem)
+}
+
+async fn look(dir: &Path, arguments: &[&str], limit: Duration) -> Status {
     let python = interpreter(dir);
     if !python.exists() {
         return Status::unfit(
@@ -94,7 +114,7 @@ pub async fn check(dir: &Path) -> Status {
             format!("there is no runtime in {}; run `cluster-agent runtime install`", dir.display()),
         );
     }
-    let output = match run(&python, SCRIPT, CHECK_LIMIT).await {
+    let output = match run(&python, arguments, limit).await {
         Ok(output) => output,
         Err(problem) => return Status::unfit(dir, format!("{problem}; run `cluster-agent runtime install`")),
     };
@@ -102,7 +122,7 @@ pub async fn check(dir: &Path) -> Status {
         problem: Some(format!("it says {:?}", util::clip(output.trim(), 200))),
         ..Answer::default()
     });
-    let problem = answer.problem.map(|problem| format!("MLX cannot be imported: {problem}")).or_else(|| {
+    let problem = answer.problem.map(|problem| format!("MLX cannot be used: {problem}")).or_else(|| {
         let (mlx, mlx_lm) = (answer.mlx_version.as_deref(), answer.mlx_lm_version.as_deref());
         different("mlx", mlx).or_else(|| different("mlx-lm", mlx_lm))
     });
@@ -116,39 +136,6 @@ pub async fn check(dir: &Path) -> Status {
     }
 }
 
-/// The same from the marker, where there is one; a thorough [`check`] of an environment that is not ours.
-pub async fn glance(dir: &Path) -> Status {
-    match marker::kind(dir) {
-        Ok(Kind::Ready(marker)) if marker.requirements_hash != requirements::hash() => Status::unfit(
-            dir,
-            "the runtime was made by another version of cluster-agent; run `cluster-agent runtime install`"
-                .to_owned(),
-        ),
-        Ok(Kind::Ready(marker)) => {
-            let python = interpreter(dir);
-            let version = "import sys; print('%d.%d.%d' % sys.version_info[:3])";
-            match run(&python, version, GLANCE_LIMIT).await {
-                Ok(said) if said.trim() == marker.python_version => Status {
-                    ready: true,
-                    python_version: Some(marker.python_version),
-                    mlx_version: Some(marker.mlx_version),
-                    mlx_lm_version: Some(marker.mlx_lm_version),
-                    python,
-                    problem: None,
-                },
-                // The interpreter beneath was upgraded or removed, as package managers do: look closely.
-                _ => check(dir).await,
-            }
-        }
-        Ok(Kind::Broken) => Status::unfit(
-            dir,
-            "the installation of the runtime was broken off; run `cluster-agent runtime install`".to_owned(),
-        ),
-        Ok(Kind::Vacant | Kind::Foreign) => check(dir).await,
-        Err(error) => Status::unfit(dir, format!("the runtime in {} cannot be read: {error}", dir.display())),
-    }
-}
-
 fn different(package: &str, found: Option<&str>) -> Option<String> {
     let wanted = requirements::version(package);
     (found != wanted).then(|| {
@@ -156,9 +143,9 @@ fn different(package: &str, found: Option<&str>) -> Option<String> {
     })
 }
 
-async fn run(python: &Path, script: &str, limit: Duration) -> Result<String, String> {
+async fn run(python: &Path, arguments: &[&str], limit: Duration) -> Result<String, String> {
     let mut command = Command::new(python);
-    command.args(["-E", "-s", "-B", "-c", script]).kill_on_drop(true);
+    command.args(["-E", "-s", "-B", "-c", SCRIPT]).args(arguments).kill_on_drop(true);
     let output = tokio::time::timeout(limit, command.output())
         .await
         .map_err(|_| format!("{} did not answer within {} s", python.display(), limit.as_secs()))?
@@ -205,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn each_way_of_being_unfit_is_said() {
         for (script, says) in [
-            (r#"echo '{"problem":"ImportError: no mlx"}'"#, "MLX cannot be imported: ImportError: no mlx"),
+            (r#"echo '{"problem":"ImportError: no mlx"}'"#, "MLX cannot be used: ImportError: no mlx"),
             ("echo hello", "it says \"hello\""),
             ("echo 'dyld: missing' >&2; exit 1", "ended with exit status: 1: dyld: missing"),
         ] {

@@ -25,6 +25,7 @@ use super::{
     writer::{Resend, Writer},
 };
 use crate::{
+    ledger::Ledger,
     spool::{self, Cursor},
     supervisor::{self, Command},
 };
@@ -66,28 +67,21 @@ pub enum Error {
     /// It does not follow the protocol.
     #[error("the controller {0}")]
     Protocol(&'static str),
+    /// It has another ledger: nothing of what is here concerns it.
+    #[error("the controller has another ledger, {0}")]
+    OtherLedger(String),
+    /// What belongs to the old ledger cannot be set aside.
+    #[error("cannot change over to the controller's ledger")]
+    ChangeOver(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The runtime's status is part of the Hello.
     #[error("the Python runtime has changed")]
     RuntimeChanged,
     /// The spool cannot be read.
     #[error("the spool cannot be read")]
-    Spool(#[from] spool::ReadError),
+    Spool(#[from] spool::AskError),
     /// A part of the agent is gone: it is ending, or broken.
     #[error("{0}")]
     Internal(&'static str),
-}
-
-impl Error {
-    /// With its causes.
-    #[must_use]
-    pub fn in_full(&self) -> String {
-        let first = std::error::Error::source(self);
-        let causes = std::iter::successors(first, |error| error.source());
-        causes.fold(self.to_string(), |text, cause| {
-            let cause = cause.to_string();
-            if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
-        })
-    }
 }
 
 impl From<outgoing::Closed> for Error {
@@ -124,16 +118,42 @@ impl From<Status> for Error {
 ///
 /// # Errors
 /// Why it broke.
-pub async fn hold(options: &Options) -> Result<(), Error> {
+pub async fn hold(options: &Options, ledger: &mut Ledger) -> Result<(), Error> {
     let channel = dial(options).await?;
     let (sender, stream) = outgoing::channel();
     let (feed, events) = feed::channel();
     let workers = options.supervisor.attach(feed).await?;
-    let held = talk(options, channel, sender, stream, events, workers).await;
+    let held = talk(options, ledger, Line { channel, sender, stream, events }, workers).await;
     // Both may be gone when the agent ends.
     let _ = options.supervisor.detach().await;
     let _ = options.spool.set_connected(false).await;
     held
+}
+
+/// Ends what belongs to the ledger so far, sets it aside, and takes the new one. Broken off, it is done again: the new
+/// name is written last.
+///
+/// # Errors
+/// Why it cannot be done.
+pub async fn change_over(options: &Options, ledger: &mut Ledger, id: &str) -> Result<(), Error> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::ChangeOver(error);
+    let place = ledger.place_aside().map_err(|error| failed(error.into()))?;
+    options.supervisor.start_over(place.clone()).await.map_err(|error| failed(error.into()))?;
+    let (waiting, _) = options.spool.waiting().await?;
+    options.spool.set_aside(place.clone()).await.map_err(|error| failed(error.into()))?;
+    if waiting > 0 {
+        tracing::warn!(
+            results = waiting, place = %place.display(),
+            "the controller has another ledger; results of the old one that were not acknowledged are set aside"
+        );
+    } else {
+        tracing::info!(
+            before = ledger.id(),
+            now = id,
+            "the controller has another ledger; nothing of the old one waited"
+        );
+    }
+    ledger.take(id).map_err(|error| failed(error.into()))
 }
 
 async fn dial(options: &Options) -> Result<Channel, Error> {
@@ -150,14 +170,21 @@ async fn dial(options: &Options) -> Result<Channel, Error> {
         .map_err(unreachable)
 }
 
-async fn talk(
-    options: &Options,
+/// The ends of what a session is made of.
+struct Line {
     channel: Channel,
     sender: outgoing::Sender,
     stream: outgoing::Outgoing,
     events: feed::Receiver,
+}
+
+async fn talk(
+    options: &Options,
+    ledger: &mut Ledger,
+    line: Line,
     workers: Vec<v1::RunningWorker>,
 ) -> Result<(), Error> {
+    let Line { channel, sender, stream, events } = line;
     let mut observations = options.probe.subscribe();
     let mut runtime = options.runtime.clone();
     let (spooled_results, acked) = options.spool.waiting().await?;
@@ -177,6 +204,7 @@ async fn talk(
             }),
             workers,
             spooled_results,
+            ledger_id: ledger.id().to_owned(),
         }))
         .await?;
 
@@ -193,6 +221,11 @@ async fn talk(
     let controller_message::Body::Welcome(welcome) = welcome else {
         return Err(Error::Protocol("did not begin with a Welcome"));
     };
+    if !ledger.is(&welcome.ledger_id) {
+        return Err(Error::OtherLedger(welcome.ledger_id));
+    }
+    // Before the first command of it can be carried out.
+    ledger.take(&welcome.ledger_id).map_err(|error| Error::ChangeOver(error.into()))?;
     tracing::info!(
         controller = welcome.controller_instance_id,
         spooled_results,
@@ -225,7 +258,7 @@ async fn talk(
         written = writer.run() => written,
         read = &mut reading => return read,
         () = sender.closed() => return Err(reading_error(timeout(LAST_WORDS_LIMIT, reading).await)),
-        _ = runtime.changed() => return Err(Error::RuntimeChanged),
+        Ok(()) = runtime.changed() => return Err(Error::RuntimeChanged),
     };
     written?;
     // The agent ends. The controller closes its half when it has read ours to the end.

@@ -30,7 +30,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{logging::LogStore, probe, runtime, spool, supervisor};
+use crate::{ledger::Ledger, logging::LogStore, probe, runtime, spool, supervisor, util};
 use conversation::Error;
 use retry::Retry;
 
@@ -62,13 +62,13 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Holds sessions, one after the other, until the supervisor has ended and what it left has been sent, as far as there
 /// is somebody to send it to.
-pub async fn run(options: Options) {
+pub async fn run(options: Options, mut ledger: Ledger) {
     let mut retry = Retry::default();
     let mut said = String::new();
     loop {
         let began = Instant::now();
         let ended = tokio::select! {
-            ended = conversation::hold(&options) => ended,
+            ended = hold(&options, &mut ledger) => ended,
             () = async {
                 options.supervisor.ended().await;
                 tokio::time::sleep(LAST_WORDS_LIMIT).await;
@@ -92,9 +92,20 @@ pub async fn run(options: Options) {
     }
 }
 
+/// One session; or the change to another ledger, after which the next begins at once.
+async fn hold(options: &Options, ledger: &mut Ledger) -> Result<(), Error> {
+    match conversation::hold(options, ledger).await {
+        Err(Error::OtherLedger(id)) => {
+            conversation::change_over(options, ledger, &id).await?;
+            conversation::hold(options, ledger).await
+        }
+        ended => ended,
+    }
+}
+
 /// A controller that is away is no surprise and is said once; the same words every few seconds would hide the rest.
 fn report(error: &Error, said: &mut String) {
-    let words = error.in_full();
+    let words = util::chain(error);
     if *said == words {
         tracing::debug!(error = words, "no session with the controller");
     } else if matches!(error, Error::Unreachable { .. } | Error::Lost(_)) {

@@ -24,9 +24,10 @@
 //! * [`service`] is the thread that owns them and the handle by which others ask.
 
 pub mod frame;
+mod segment;
 pub mod service;
 mod state;
 pub mod store;
 
-pub use service::{Batch, Closed, Handle, ReadError, run};
+pub use service::{AskError, Batch, Closed, Handle, run};
 pub use store::{Cursor, Error, Options, Store};

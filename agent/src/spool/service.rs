@@ -2,9 +2,9 @@
 //!
 //! It has a thread of its own because a write or a sync can take as long as the disk likes. Whoever appends waits for
 //! the answer; when there is no room, the request stays with the thread until an acknowledgement makes some, or until
-//! the disk takes it, which is tried again at [`RETRY`].
+//! the disk takes it, which is tried again twice a second.
 
-use std::{collections::VecDeque, io, thread, time::Duration};
+use std::{collections::VecDeque, io, path::PathBuf, thread, time::Duration};
 
 use nightshift_proto::v1::RowResult;
 use tokio::{
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::store::{Cursor, Error, Store};
+use crate::util::chain;
 
 /// Requests that may wait. Each worker has at most one under way, the session a few.
 const MAX_REQUESTS: usize = 64;
@@ -43,6 +44,7 @@ enum Request {
     Read { cursor: Cursor, max_results: usize, max_bytes: usize, done: oneshot::Sender<Result<Batch, Error>> },
     Connected(bool),
     Waiting(oneshot::Sender<(u64, u64)>),
+    SetAside { place: PathBuf, done: oneshot::Sender<Result<(), Error>> },
     Close(oneshot::Sender<()>),
 }
 
@@ -51,9 +53,9 @@ enum Request {
 #[error("the spool is closed")]
 pub struct Closed;
 
-/// Why results cannot be read.
+/// Why results cannot be read or set aside.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
+pub enum AskError {
     /// The agent is ending.
     #[error(transparent)]
     Closed(#[from] Closed),
@@ -97,7 +99,7 @@ impl Handle {
         cursor: Cursor,
         max_results: usize,
         max_bytes: usize,
-    ) -> Result<Batch, ReadError> {
+    ) -> Result<Batch, AskError> {
         let (done, wait) = oneshot::channel();
         self.ask(Request::Read { cursor, max_results, max_bytes, done }).await?;
         Ok(wait.await.map_err(|_| Closed)??)
@@ -119,6 +121,16 @@ impl Handle {
         let (done, wait) = oneshot::channel();
         self.ask(Request::Waiting(done)).await?;
         wait.await.map_err(|_| Closed)
+    }
+
+    /// Begins anew for another ledger; see [`Store::set_aside`]. Nobody may be appending.
+    ///
+    /// # Errors
+    /// When the spool is closed or cannot be moved.
+    pub async fn set_aside(&self, place: PathBuf) -> Result<(), AskError> {
+        let (done, wait) = oneshot::channel();
+        self.ask(Request::SetAside { place, done }).await?;
+        Ok(wait.await.map_err(|_| Closed)??)
     }
 
     /// Syncs and ends the thread.
@@ -243,6 +255,10 @@ impl Service {
                 // As above.
                 let _ = done.send((self.store.waiting(), self.store.acked()));
             }
+            Request::SetAside { place, done } => {
+                // As above.
+                let _ = done.send(self.store.set_aside(&place));
+            }
             Request::Close(_) => {}
         }
     }
@@ -256,17 +272,12 @@ impl Service {
             self.held_up.iter().flat_map(|(results, _)| results.iter().cloned()).collect();
         let outcome = match self.store.append(&mut all) {
             Ok(()) => {
-                for (_, done) in self.held_up.drain(..) {
-                    // Nobody waiting any more is fine: the result is safe.
-                    let _ = done.send(());
-                }
+                self.appended(self.held_up.len());
                 Ok(())
             }
             Err(Error::Full { .. }) => self.append_one_by_one(),
             Err(error) => Err(error),
         };
-        self.publish
-            .send_if_modified(|last| std::mem::replace(last, self.store.last_seq()) != self.store.last_seq());
         self.retry_at = None;
         match outcome {
             Ok(()) if self.complained => {
@@ -292,12 +303,19 @@ impl Service {
     fn append_one_by_one(&mut self) -> Result<(), Error> {
         while let Some((results, _)) = self.held_up.front_mut() {
             self.store.append(results)?;
-            if let Some((_, done)) = self.held_up.pop_front() {
-                // As above.
-                let _ = done.send(());
-            }
+            self.appended(1);
         }
         Ok(())
+    }
+
+    /// The first `count` that waited are in the spool. The number is published before anybody is told, because it is what
+    /// the report of a worker's exit is put behind.
+    fn appended(&mut self, count: usize) {
+        self.publish.send_replace(self.store.last_seq());
+        for (_, done) in self.held_up.drain(..count) {
+            // Nobody waiting any more is fine: the result is safe.
+            let _ = done.send(());
+        }
     }
 
     fn on_time(&mut self, now: Instant) {
@@ -333,14 +351,13 @@ impl Service {
     }
 }
 
-/// An error with its causes, for a log line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::Future as _,
+        task::{Context, Waker},
+    };
+
     use super::*;
     use crate::spool::store::Options;
 
@@ -355,12 +372,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_appended_can_be_read_and_is_announced() {
+    async fn whoever_appended_finds_the_number_announced() {
         let dir = tempfile::tempdir().unwrap();
         let spool = start(dir.path(), 1 << 20);
-        let mut last_seq = spool.last_seq();
+        for n in 1..500 {
+            spool.append(results(0..1)).await.unwrap();
+            assert_eq!(*spool.last_seq().borrow(), n);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_appended_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = start(dir.path(), 1 << 20);
         spool.append(results(0..3)).await.unwrap();
-        assert_eq!(*last_seq.wait_for(|last| *last >= 3).await.unwrap(), 3);
         let batch = spool.read(Cursor::after(1), 10, 1000).await.unwrap();
         assert_eq!(batch.results.iter().map(|result| result.row).collect::<Vec<_>>(), [1, 2]);
         spool.ack(2).await.unwrap();
@@ -374,23 +399,22 @@ mod tests {
     async fn a_full_spool_holds_the_appender_up_until_there_is_room() {
         let dir = tempfile::tempdir().unwrap();
         let spool = start(dir.path(), 300);
-        let (mut appended, mut blocked) = (0, None);
-        while blocked.is_none() {
-            let (handle, batch) = (spool.clone(), results(appended..appended + 1));
-            let mut task = tokio::spawn(async move { handle.append(batch).await });
-            // The answer to a later request shows that the append was looked at.
-            spool.waiting().await.unwrap();
-            match tokio::time::timeout(Duration::from_millis(200), &mut task).await {
-                Ok(done) => {
-                    done.unwrap().unwrap();
-                    appended += 1;
+        let mut look = Context::from_waker(Waker::noop());
+        let mut appended = 0;
+        let blocked = loop {
+            let mut append = Box::pin(spool.append(results(appended..appended + 1)));
+            if append.as_mut().poll(&mut look).is_pending() {
+                // Requests are taken in order: with this answer the append has been looked at.
+                spool.waiting().await.unwrap();
+                if append.as_mut().poll(&mut look).is_pending() {
+                    break append;
                 }
-                Err(_) => blocked = Some(task),
             }
-        }
+            appended += 1;
+        };
         assert_eq!(*spool.last_seq().borrow(), u64::from(appended));
         spool.ack(u64::from(appended)).await.unwrap();
-        blocked.unwrap().await.unwrap().unwrap();
+        blocked.await.unwrap();
         assert_eq!(spool.waiting().await.unwrap().0, 1);
     }
 }

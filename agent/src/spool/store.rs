@@ -2,18 +2,17 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
 use nightshift_proto::v1::RowResult;
 use prost::Message as _;
 
 use super::{
     frame::{self, Found},
+    segment::{self, Segment},
     state::State,
 };
 use crate::durable;
@@ -28,9 +27,6 @@ const GIVE_UP_BYTES: u64 = 1024 * 1024;
 /// Numbers are reserved on disk in blocks, so that a power cut cannot make one come twice. Larger than what can be
 /// appended between two syncs; what is left of a block is skipped after such a cut.
 const RESERVE: u64 = 1 << 20;
-
-/// Read from a segment at once.
-const READ_BYTES: u64 = 256 * 1024;
 
 /// Why the spool cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -85,16 +81,6 @@ impl Cursor {
     }
 }
 
-#[derive(Debug)]
-struct Segment {
-    /// The number its name says: that of its first record, or of the first to come.
-    first: u64,
-    /// The number of its last record; `first - 1` while it has none.
-    last: u64,
-    records: u64,
-    len: u64,
-}
-
 /// See the module of [`super`].
 #[derive(Debug)]
 pub struct Store {
@@ -114,15 +100,17 @@ impl Store {
     ///
     /// # Errors
     /// When its files cannot be read or written.
-    pub fn open(options: Options) -> Result<Self, Error> {
+    pub fn open(mut options: Options) -> Result<Self, Error> {
+        // Room comes back a segment at a time: one must not be most of it.
+        options.segment_bytes = options.segment_bytes.min(options.max_bytes / 8);
         let dir = options.dir.clone();
         let failed = |doing| move |source| Error::Io { doing, dir: dir.clone(), source };
         fs::create_dir_all(&options.dir).map_err(failed.clone()("make"))?;
-        let firsts = segment_numbers(&options.dir).map_err(failed.clone()("list"))?;
+        let firsts = segment::numbers(&options.dir).map_err(failed.clone()("list"))?;
         let mut segments = VecDeque::new();
         for (n, first) in firsts.iter().enumerate() {
             let last = n + 1 == firsts.len();
-            segments.push_back(scan(&options.dir, *first, last).map_err(failed.clone()("read"))?);
+            segments.push_back(segment::scan(&options.dir, *first, last).map_err(failed.clone()("read"))?);
         }
 
         let found = State::read(&options.dir);
@@ -141,9 +129,9 @@ impl Store {
         next_seq = next_seq.max(before.acked + 1);
         let keep = segments.back().is_some_and(|segment| segment.last + 1 == next_seq);
         if !keep {
-            segments.push_back(Segment { first: next_seq, last: next_seq - 1, records: 0, len: 0 });
+            segments.push_back(Segment::empty(next_seq));
         }
-        let active = open_segment(&options.dir, segments.back().map_or(next_seq, |segment| segment.first))
+        let active = segment::open(&options.dir, segments.back().map_or(next_seq, |segment| segment.first))
             .map_err(failed.clone()("open"))?;
         let oldest = segments.front().map_or(next_seq, |segment| segment.first);
         let mut store = Self {
@@ -277,9 +265,10 @@ impl Store {
         let (mut results, mut bytes) = (Vec::new(), 0);
         while let Some(segment) = self.segments.get(index) {
             at.segment = segment.first;
-            let file = File::open(path(&self.options.dir, segment.first)).map_err(self.error("read"))?;
+            let file =
+                File::open(segment::path(&self.options.dir, segment.first)).map_err(self.error("read"))?;
             while at.offset < segment.len {
-                let chunk = read_chunk(&file, at.offset, segment.len).map_err(self.error("read"))?;
+                let chunk = segment::read_chunk(&file, at.offset, segment.len).map_err(self.error("read"))?;
                 let mut within = 0;
                 while within < chunk.len() {
                     let payload = match frame::get(&chunk[within..]) {
@@ -324,11 +313,11 @@ impl Store {
             if first == self.last_segment().first {
                 self.active.sync_data().map_err(self.error("sync"))?;
             } else if self.segments.iter().any(|segment| segment.first == first) {
-                let file = File::open(path(&self.options.dir, first)).map_err(self.error("sync"))?;
+                let file = File::open(segment::path(&self.options.dir, first)).map_err(self.error("sync"))?;
                 file.sync_data().map_err(self.error("sync"))?;
             }
         }
-        durable::sync_parent(&path(&self.options.dir, 0)).map_err(self.error("sync"))?;
+        durable::sync_parent(&segment::path(&self.options.dir, 0)).map_err(self.error("sync"))?;
         self.unsynced.clear();
         Ok(())
     }
@@ -339,6 +328,26 @@ impl Store {
     /// When it cannot be written.
     pub fn save_ack(&mut self) -> Result<(), Error> {
         self.write_state(false)
+    }
+
+    /// Begins anew for another ledger: the spool goes into `place`, whole, if anything waits in it. Numbers go on.
+    ///
+    /// # Errors
+    /// When it cannot be moved; nothing has changed then.
+    pub fn set_aside(&mut self, place: &Path) -> Result<(), Error> {
+        self.sync()?;
+        let dir = &self.options.dir;
+        let moved = if self.waiting() > 0 {
+            fs::rename(dir, place.join("spool")).and_then(|()| durable::sync_parent(dir))
+        } else {
+            fs::remove_dir_all(dir)
+        };
+        moved.map_err(self.error("set aside"))?;
+        fs::create_dir_all(dir).map_err(self.error("make"))?;
+        self.acked = self.last_seq();
+        self.write_state(true)?;
+        *self = Self::open(self.options.clone())?;
+        Ok(())
     }
 
     /// Ends in order: nothing is lost then, whatever happens to the machine.
@@ -380,8 +389,8 @@ impl Store {
         if self.last_segment().first == first {
             return Ok(());
         }
-        self.active = open_segment(&self.options.dir, first).map_err(self.error("extend"))?;
-        self.segments.push_back(Segment { first, last: first - 1, records: 0, len: 0 });
+        self.active = segment::open(&self.options.dir, first).map_err(self.error("extend"))?;
+        self.segments.push_back(Segment::empty(first));
         Ok(())
     }
 
@@ -390,7 +399,7 @@ impl Store {
             let Some(oldest) = self.segments.front().filter(|segment| segment.last <= self.acked) else {
                 break;
             };
-            match fs::remove_file(path(&self.options.dir, oldest.first)) {
+            match fs::remove_file(segment::path(&self.options.dir, oldest.first)) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(self.error("remove acknowledged results of")(source));
                 }
@@ -405,7 +414,7 @@ impl Store {
     fn last_segment(&mut self) -> &mut Segment {
         if self.segments.is_empty() {
             let first = self.next_seq;
-            self.segments.push_back(Segment { first, last: first - 1, records: 0, len: 0 });
+            self.segments.push_back(Segment::empty(first));
         }
         let last = self.segments.len() - 1;
         &mut self.segments[last]
@@ -415,102 +424,6 @@ impl Store {
         let dir = self.options.dir.clone();
         move |source| Error::Io { doing, dir: dir.clone(), source }
     }
-}
-
-/// Looks through a segment. Of the newest one a torn end is cut off.
-fn scan(dir: &Path, first: u64, newest: bool) -> io::Result<Segment> {
-    let path = path(dir, first);
-    let bytes = Bytes::from(fs::read(&path)?);
-    let mut segment = Segment { first, last: first - 1, records: 0, len: bytes.len() as u64 };
-    let mut at = 0;
-    while at < bytes.len() {
-        if let Found::Record(payload) = frame::get(&bytes[at..]) {
-            let end = at + frame::HEADER_BYTES + payload.len();
-            match RowResult::decode(bytes.slice_ref(payload)) {
-                Ok(result) if result.spool_seq > segment.last || segment.records == 0 => {
-                    segment.last = result.spool_seq.max(segment.last);
-                    segment.records += 1;
-                }
-                _ => tracing::error!(
-                    segment = %path.display(), offset = at, "a record of the spool is whole and makes no sense; it is skipped"
-                ),
-            }
-            at = end;
-            continue;
-        }
-        match frame::find(&bytes, at + 1) {
-            Some(next) => {
-                tracing::error!(
-                    segment = %path.display(), offset = at, bytes = next - at,
-                    "the spool is damaged; the results in it are lost and their rows will be answered again"
-                );
-                at = next;
-            }
-            None if newest => {
-                tracing::warn!(
-                    segment = %path.display(), bytes = bytes.len() - at,
-                    "the spool has a torn end, as a crash leaves it; it is cut off"
-                );
-                OpenOptions::new().write(true).open(&path)?.set_len(at as u64)?;
-                segment.len = at as u64;
-                break;
-            }
-            None => {
-                tracing::error!(
-                    segment = %path.display(), offset = at,
-                    "the end of a segment of the spool is damaged; its rows will be answered again"
-                );
-                break;
-            }
-        }
-    }
-    Ok(segment)
-}
-
-/// Part of a segment from `offset` on that holds at least the record there.
-fn read_chunk(file: &File, offset: u64, end: u64) -> io::Result<Bytes> {
-    let mut chunk = read_at(file, offset, (end - offset).min(READ_BYTES))?;
-    if frame::get(&chunk) == Found::Short
-        && let Some(len) = frame::payload_len(&chunk)
-    {
-        let whole = (frame::HEADER_BYTES + len) as u64;
-        if whole <= end - offset {
-            chunk = read_at(file, offset, whole)?;
-        }
-    }
-    if !matches!(frame::get(&chunk), Found::Record(_)) {
-        // Damage may be followed by whole records anywhere.
-        chunk = read_at(file, offset, end - offset)?;
-    }
-    Ok(chunk.into())
-}
-
-fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes)
-}
-
-fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        numbers.extend(
-            name.to_str()
-                .and_then(|name| name.strip_suffix(".seg")?.parse().ok())
-                .filter(|first: &u64| *first > 0),
-        );
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-fn open_segment(dir: &Path, first: u64) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path(dir, first))
-}
-
-fn path(dir: &Path, first: u64) -> PathBuf {
-    dir.join(format!("{first:020}.seg"))
 }
 
 #[cfg(test)]

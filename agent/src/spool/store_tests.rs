@@ -1,7 +1,8 @@
 //! The spool's promises, against crashes at every point.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs::OpenOptions};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
@@ -32,7 +33,7 @@ fn waiting(store: &Store, after: u64) -> Vec<(u64, u32)> {
 }
 
 fn segment_files(dir: &Path) -> Vec<PathBuf> {
-    segment_numbers(dir).unwrap().into_iter().map(|first| path(dir, first)).collect()
+    segment::numbers(dir).unwrap().into_iter().map(|first| segment::path(dir, first)).collect()
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn a_full_spool_refuses_and_an_acknowledgement_makes_room() {
 fn results_larger_than_a_read_come_whole() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
-    let body = Bytes::from(vec![b'x'; usize::try_from(READ_BYTES).unwrap() * 2]);
+    let body = Bytes::from(vec![b'x'; usize::try_from(segment::READ_BYTES).unwrap() * 2]);
     store
         .append(&mut [result(1), RowResult { row: 2, body: body.clone(), ..Default::default() }, result(3)])
         .unwrap();
@@ -167,6 +168,28 @@ fn a_lost_state_file_costs_only_the_acknowledgement() {
     assert_eq!(waiting(&store, 0).len(), 3);
 }
 
+#[test]
+fn another_ledger_begins_with_an_empty_spool_and_the_next_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, place) = (dir.path().join("spool"), dir.path().join("aside"));
+    fs::create_dir(&place).unwrap();
+    let mut store = Store::open(options(&spool)).unwrap();
+    append(&mut store, 0..3);
+    store.ack(1).unwrap();
+    store.set_aside(&place).unwrap();
+    assert_eq!((store.waiting(), store.last_seq()), (0, 3));
+    append(&mut store, 7..8);
+    assert_eq!(waiting(&store, 0), [(4, 7)]);
+    assert_eq!(waiting(&Store::open(options(&place.join("spool"))).unwrap(), 1), [(2, 1), (3, 2)]);
+
+    store.ack(4).unwrap();
+    fs::remove_dir_all(place.join("spool")).unwrap();
+    store.set_aside(&place).unwrap();
+    assert!(!place.join("spool").exists(), "nothing waited");
+    drop(store);
+    assert_eq!(Store::open(options(&spool)).unwrap().last_seq(), 4);
+}
+
 #[derive(Debug, Clone)]
 enum Do {
     Append(u32),
@@ -239,7 +262,7 @@ proptest! {
                 Do::PowerCut(left) => {
                     let unsynced = store.unsynced.clone();
                     let synced_len = |first: u64| {
-                        let bytes = fs::read(path(dir.path(), first)).unwrap();
+                        let bytes = fs::read(segment::path(dir.path(), first)).unwrap();
                         let mut at = 0;
                         while let Found::Record(payload) = frame::get(&bytes[at..]) {
                             if !synced.contains_key(&RowResult::decode(payload).unwrap().spool_seq) { break; }
@@ -250,7 +273,7 @@ proptest! {
                     let cuts: Vec<_> = unsynced.iter().map(|first| (*first, synced_len(*first) + left)).collect();
                     drop(store);
                     for (first, len) in cuts {
-                        let file = OpenOptions::new().write(true).open(path(dir.path(), first)).unwrap();
+                        let file = OpenOptions::new().write(true).open(segment::path(dir.path(), first)).unwrap();
                         if len < file.metadata().unwrap().len() { file.set_len(len).unwrap(); }
                     }
                     boot += 1;

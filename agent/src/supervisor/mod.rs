@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub use task::run;
 
 use crate::{
-    epochs::Epochs,
+    epochs::{self, Epochs},
     logging::LogStore,
     runtime,
     session::feed::Sender as Feed,
@@ -79,12 +79,24 @@ enum Request {
     Attach { feed: Feed, done: oneshot::Sender<Vec<v1::RunningWorker>> },
     Detach,
     ReportInterval(Duration),
+    StartOver { place: PathBuf, done: oneshot::Sender<Result<(), epochs::Error>> },
 }
 
 /// The supervisor has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the supervisor has ended")]
 pub struct Gone;
+
+/// Why starting over did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum StartOverError {
+    /// The agent is ending.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// The counts cannot be moved.
+    #[error(transparent)]
+    Epochs(#[from] epochs::Error),
+}
 
 /// Asks the supervisor. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -118,6 +130,17 @@ impl Handle {
     /// [`Gone`].
     pub async fn detach(&self) -> Result<(), Gone> {
         self.ask(Request::Detach).await
+    }
+
+    /// Another ledger takes over: ends all workers, forgets those that have ended, and counts launches anew; the old
+    /// counts go into `place`. Returns when that is done. There must be no session.
+    ///
+    /// # Errors
+    /// When the supervisor has ended, or the counts cannot be moved.
+    pub async fn start_over(&self, place: PathBuf) -> Result<(), StartOverError> {
+        let (done, wait) = oneshot::channel();
+        self.ask(Request::StartOver { place, done }).await?;
+        Ok(wait.await.map_err(|_| Gone)??)
     }
 
     /// How often workers report.

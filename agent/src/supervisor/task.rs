@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 use nightshift_proto::v1::{self, StopMode, agent_message::Body, worker_event};
 use nix::sys::signal::Signal;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{Id, JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -21,8 +22,9 @@ use super::{
     start::{Circumstances, Decision, decide},
 };
 use crate::{
-    link_prep,
+    epochs, link_prep,
     session::feed::{Outbound, Sender as Feed},
+    util,
     worker::{
         Key,
         protocol::Init,
@@ -58,6 +60,7 @@ pub fn run(options: Options, stop: CancellationToken) -> Handle {
         outbox: VecDeque::new(),
         draining: false,
         ending: false,
+        starting_over: None,
     };
     let guard = ended.clone().drop_guard();
     tokio::spawn(async move {
@@ -79,6 +82,8 @@ struct Supervisor {
     outbox: VecDeque<Outbound>,
     draining: bool,
     ending: bool,
+    /// Where to put what belongs to the old ledger, once its workers have ended, and whom to tell.
+    starting_over: Option<(PathBuf, oneshot::Sender<Result<(), epochs::Error>>)>,
 }
 
 impl Supervisor {
@@ -90,6 +95,9 @@ impl Supervisor {
     ) {
         let mut give_up = pin!(stop_bound(&stop, self.options.grace));
         loop {
+            if self.workers.is_empty() {
+                self.finish_starting_over();
+            }
             if self.ending && self.workers.is_empty() && (self.outbox.is_empty() || self.feed.is_none()) {
                 return;
             }
@@ -115,6 +123,10 @@ impl Supervisor {
                     }
                     Some(Request::Detach) => self.detach().await,
                     Some(Request::ReportInterval(interval)) => self.set_report_interval(interval).await,
+                    Some(Request::StartOver { place, done }) => {
+                        self.starting_over = Some((place, done));
+                        self.stop_all(StopMode::Kill).await;
+                    }
                     None => return,
                 },
             }
@@ -224,10 +236,7 @@ impl Supervisor {
         // Off the runtime's threads, because it waits for the disk.
         let mut epochs = self.options.epochs.clone();
         let advanced = tokio::task::spawn_blocking(move || {
-            epochs
-                .advance(key.job_id, key.epoch)
-                .map(|()| epochs)
-                .map_err(|error| format!("{error}: {}", source(&error)))
+            epochs.advance(key.job_id, key.epoch).map(|()| epochs).map_err(|error| util::chain(&error))
         });
         self.options.epochs = advanced.await.map_err(|error| error.to_string())??;
         Ok(())
@@ -295,12 +304,27 @@ impl Supervisor {
 
     async fn end_all(&mut self) {
         self.ending = true;
+        self.stop_all(StopMode::Checkpoint).await;
+    }
+
+    async fn stop_all(&self, mode: StopMode) {
         if !self.workers.is_empty() {
-            tracing::info!(workers = self.workers.len(), "handing back what the workers hold");
+            tracing::info!(
+                workers = self.workers.len(),
+                mode = mode.as_str_name(),
+                "all workers are to stop"
+            );
         }
         for handle in self.workers.values() {
-            handle.stop(StopMode::Checkpoint, self.options.grace).await;
+            handle.stop(mode, self.options.grace).await;
         }
+    }
+
+    fn finish_starting_over(&mut self) {
+        let Some((place, done)) = self.starting_over.take() else { return };
+        self.departed = Departed::default();
+        // Whoever asked is gone only when the agent ends.
+        let _ = done.send(self.options.epochs.set_aside(&place));
     }
 
     fn on_ended(&mut self, ended: Result<(Id, Departure), JoinError>) {
@@ -380,8 +404,4 @@ async fn send_first(feed: Option<&Feed>, outbox: &mut VecDeque<Outbound>) -> boo
 async fn stop_bound(stop: &CancellationToken, grace: Duration) {
     stop.cancelled().await;
     tokio::time::sleep(2 * grace + ENDING_MARGIN).await;
-}
-
-fn source(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }

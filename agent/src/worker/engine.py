@@ -1,6 +1,6 @@
-"""Continuous batching: rows enter and leave mlx-lm's batch generator at step boundaries.
+"""Continuous batching: rows enter and leave mlx-lm's batch generator between the steps of the others.
 
-Promises: at most `max_batch_rows` rows are generated together, and a free place is taken at the next boundary; a row's
+Promises: at most `max_batch_rows` rows are in work together, and a place that a row leaves is taken in the same step; a row's
 tokens do not depend on the rows beside it; what goes wrong with one row is that row's 500 and nobody else's trouble,
 what goes wrong with the model raises out of `step`. Each step writes one event; the work on a token of a row without
 stop strings or log-probabilities is one list append.
@@ -12,14 +12,13 @@ takes longer than a step.
 import sys
 import time
 import traceback
-from collections import deque
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
 
 import faults
 import response
 import sampling
+from generator import Generator
 from request import Refused
 from row import Row
 from text import find_stop
@@ -40,19 +39,20 @@ class Engine:
         self._options = options
         self._events = events
         self._sampler = sampling.BatchSampler()
-        self._generator = BatchGenerator(
+        self._generator = Generator(
             model.network,
+            self._begin,
             stop_tokens=[[token] for token in sorted(model.eos_tokens)],
             sampler=self._sampler,
             completion_batch_size=options.max_batch_rows,
             prefill_batch_size=min(options.prefill_batch_rows, options.max_batch_rows),
             prefill_step_size=options.prefill_step_tokens,
         )
-        # Rows by number as they came; prepared ones wait in `_prepared` for a place, which is why that is short.
+        # Rows as they came, by number.
         self._waiting = {}
-        self._prepared = deque()
-        # Rows in the generator, by its uid.
+        # Rows in the generator by its uid: those with a place, and a few prepared ones for the places that become free.
         self._active = {}
+        self._queued = {}
         self.steps = 0
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -62,10 +62,10 @@ class Engine:
         self._checkpoint_due = now + options.checkpoint_interval_s
 
     def has_work(self):
-        return bool(self._active or self._prepared or self._waiting)
+        return bool(self._active or self._queued or self._waiting)
 
     def waiting_rows(self):
-        return len(self._waiting) + len(self._prepared)
+        return len(self._waiting) + len(self._queued)
 
     def add(self, command):
         """Takes a row in, as it stands in a `rows` command. The same attempt again is ignored; a newer one replaces it."""
@@ -83,17 +83,15 @@ class Engine:
         found = [number for number in self._waiting if number in wanted]
         for number in found:
             del self._waiting[number]
-        prepared = [row for row in self._prepared if row.number in wanted]
-        for row in prepared:
-            self._prepared.remove(row)
-        active = [row for row in self._active.values() if row.number in wanted]
-        self._remove(active)
-        return found + [row.number for row in prepared + active]
+        in_generator = [row for row in (*self._queued.values(), *self._active.values()) if row.number in wanted]
+        self._remove(in_generator)
+        return found + [row.number for row in in_generator]
 
     def drop_not_begun(self):
-        """Forgets the rows that are not in the generator; returns their numbers."""
-        numbers = [row.number for row in self._prepared] + list(self._waiting)
-        self._prepared.clear()
+        """Forgets the rows of which nothing has been read; returns their numbers."""
+        queued = list(self._queued.values())
+        self._remove(queued)
+        numbers = [row.number for row in queued] + list(self._waiting)
         self._waiting.clear()
         return numbers
 
@@ -125,9 +123,9 @@ class Engine:
         self._generator.close()
 
     def step(self):
-        """One boundary and one step: rows enter, every row in the batch gets a token or a piece of prompt, rows leave."""
-        self._admit()
-        if not self._active:
+        """One step: every row in work gets a token or has a piece of its prompt read; rows leave, others enter."""
+        self._queue_ahead()
+        if not (self._active or self._queued):
             self._events.flush()
             return
         progressed, responses = self._generator.next()
@@ -162,25 +160,17 @@ class Engine:
             f'"generated_tokens":{self._generated_tokens},"peak_memory_bytes":{self._peak_memory_bytes}}}\n'.encode()
         )
 
-    def _admit(self):
-        """Fills free places, and prepares a row ahead so that the next free place need not wait for its tokenizer."""
-        if not (self._waiting or self._prepared):
+    def _queue_ahead(self):
+        """Prepares enough rows for the free places, and one for those to come while the model is busy anyway."""
+        if not self._waiting:
             return
-        entering = []
-        free = self._options.max_batch_rows - len(self._active)
+        places = self._options.max_batch_rows
         budget = MAX_PREPARED_A_STEP
-        while len(entering) < free and budget:
-            if self._prepared:
-                entering.append(self._prepared.popleft())
-            elif self._waiting:
-                budget -= 1
-                self._prepare_next()
-            else:
-                break
-        if self._waiting and len(self._prepared) < self._options.max_batch_rows and budget:
+        if len(self._queued) < places:
             self._prepare_next()
-        if entering:
-            self._insert(entering)
+        while self._waiting and budget and len(self._queued) + len(self._active) < places:
+            budget -= 1
+            self._prepare_next()
 
     def _prepare_next(self):
         row = self._waiting.pop(next(iter(self._waiting)))
@@ -192,22 +182,25 @@ class Engine:
             self._fail(row, error)
         else:
             if reason is None:
-                self._prepared.append(row)
+                self._queue(row)
             else:
                 self._finish(row, reason)
 
-    def _insert(self, rows):
-        # Written before the step, because a step that ends the process must leave behind whose fault it may have been.
-        self._events.send({"ev": "started", "rows": [row.number for row in rows]})
-        uids = self._generator.insert(
-            [row.tokens_to_read() for row in rows],
-            max_tokens=[row.remaining_tokens() for row in rows],
-            logits_processors=[row.processors for row in rows],
+    def _queue(self, row):
+        [row.uid] = self._generator.insert(
+            [row.tokens_to_read()],
+            max_tokens=[row.remaining_tokens()],
+            logits_processors=[row.processors],
         )
-        for uid, row in zip(uids, rows):
-            row.uid = uid
-            self._active[uid] = row
-            self._sampler.enter(uid, row.draw)
+        self._queued[row.uid] = row
+
+    def _begin(self, uids):
+        """Called by the generator, amid a step, before it reads the first of these rows' prompts."""
+        rows = [self._queued.pop(uid) for uid in uids]
+        for row in rows:
+            self._active[row.uid] = row
+            self._sampler.enter(row.uid, row.draw)
+        self._events.send({"ev": "started", "rows": [row.number for row in rows]})
 
     def _count_read(self, progressed):
         for progress in progressed:
@@ -267,13 +260,14 @@ class Engine:
                 self._leave(row)
 
     def _leave(self, row):
-        del self._active[row.uid]
-        self._sampler.leave(row.uid)
+        if self._queued.pop(row.uid, None) is None:
+            del self._active[row.uid]
+            self._sampler.leave(row.uid)
 
     def _find(self, number):
         if number in self._waiting:
             return self._waiting[number]
-        for row in (*self._prepared, *self._active.values()):
+        for row in (*self._queued.values(), *self._active.values()):
             if row.number == number:
                 return row
         return None

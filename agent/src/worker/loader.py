@@ -38,19 +38,21 @@ class Model:
 
 def load(name):
     """Loads the model; raises `faults.Fatal`."""
-    directory = _directory(name)
+    local = _directory(name)
     # Late, because it takes seconds and the agent wants a sign of life before.
     from mlx_lm import utils
 
+    directory = local or _from_hub(name, utils)
+    _check_config(directory)
     try:
-        network, tokenizer, config = utils.load(directory or name, lazy=True, return_config=True)
+        network, tokenizer, config = utils.load(directory, lazy=True, return_config=True)
         _bring_in(network)
     except Exception as error:
-        raise _fatal(error, name, directory) from error
+        raise _fatal(error, name) from error
     return Model(
         network=network,
         tokenizer=tokenizer,
-        name=os.path.basename(os.path.normpath(directory)) if directory else name,
+        name=os.path.basename(os.path.normpath(local)) if local else name,
         model_type=str(config["model_type"]),
         vocab_size=_first(config, ("vocab_size",)) or len(tokenizer),
         context_tokens=_first(config, _CONTEXT_KEYS),
@@ -64,13 +66,24 @@ def _directory(name):
     """The model's directory, or None where `name` is one of the hub."""
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        _check_config(path)
         return path
     if os.path.exists(path):
         raise faults.Fatal(faults.MODEL_UNREADABLE, f"the model {name} is a file; give the directory it lies in")
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise faults.Fatal(faults.MODEL_UNREADABLE, f"there is no model directory {name} on this node")
     return None
+
+
+def _from_hub(name, utils):
+    """The directory in the hub's cache, filled from the hub where it is in reach."""
+    try:
+        return str(utils._download(name))
+    except Exception as error:
+        message = (
+            f'the model "{name}" is no directory here and could not be had from the model hub: download it to this node '
+            f"while the hub is in reach, or give a directory ({faults.describe(error)})"
+        )
+        raise faults.Fatal(faults.MODEL_UNREADABLE, message) from error
 
 
 def _check_config(directory):
@@ -112,7 +125,7 @@ def _first(config, keys):
     return None
 
 
-def _fatal(error, name, directory):
+def _fatal(error, name):
     text = str(error)
     if isinstance(error, ValueError) and text.startswith("Model type ") and text.endswith(" not supported."):
         return faults.Fatal(faults.MODEL_UNSUPPORTED, f"mlx-lm does not know the architecture of {name}: {text}")
@@ -120,10 +133,4 @@ def _fatal(error, name, directory):
         message = f"the model {name} needs code of its own to run, and workers run none: use another model"
         return faults.Fatal(faults.MODEL_UNSUPPORTED, message)
     fault = faults.classify(error, otherwise=faults.MODEL_UNREADABLE)
-    if fault == faults.MODEL_UNREADABLE and directory is None:
-        message = (
-            f'the model "{name}" is no directory here and could not be had from the model hub: download it to this node '
-            f"while the hub is in reach, or give a directory ({faults.describe(error)})"
-        )
-        return faults.Fatal(fault, message)
     return faults.Fatal(fault, f"the model {name} could not be loaded: {faults.describe(error)}")

@@ -123,6 +123,9 @@ impl Machine {
     /// One sentence when it must not say that; see [`Self::fail`].
     pub fn on_event(&mut self, event: Event, now: Instant) -> Result<Option<Output>, String> {
         match event {
+            // Steps take another way than what comes with them, and may be overtaken.
+            Event::Step(protocol::Step { n, .. }) | Event::Idle(protocol::Idle { n })
+                if n < self.counters.step => {}
             Event::Step(step) => {
                 self.phase = match step.phase {
                     StepPhase::Prefill => WorkerPhase::Prefill,

@@ -56,6 +56,17 @@ fn the_phases_follow_what_the_worker_says() {
 }
 
 #[test]
+fn a_step_that_was_overtaken_changes_nothing() {
+    let now = Instant::now();
+    let mut machine = ready_machine(now);
+    say(&mut machine, r#"{"ev":"idle","n":7}"#, now);
+    let late = r#"{"ev":"step","n":6,"phase":"decode","active":2,"waiting":1,"prompt_tokens":10,"generated_tokens":4,"peak_memory_bytes":9}"#;
+    say(&mut machine, late, now);
+    assert_eq!(machine.phase(), WorkerPhase::Idle);
+    assert_eq!(machine.report(now, 100).0.step, 7);
+}
+
+#[test]
 fn reports_come_when_something_changed_and_once_a_second_at_least() {
     let now = Instant::now();
     let mut machine = ready_machine(now);

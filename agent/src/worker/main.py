@@ -65,19 +65,19 @@ def serve(inbox, events, terminated):
     while (command := inbox.take(worker.IDLE_INTERVAL_S)) is None:
         pass
     options = worker.parse_init(command)
-    engine = _load(options, events)
-    terminated.gently = True
+    engine = _load(options, events, terminated)
     worker.Worker(engine, inbox, events, terminated).run()
     engine.close()
 
 
-def _load(options, events):
+def _load(options, events, terminated):
     """The engine around the loaded model."""
     started = time.monotonic()
     # Late: they import MLX, which takes seconds, and the agent wants to hear that the process has started.
     import loader
 
     model = loader.load(options.model)
+    terminated.gently = True
     import mlx.core as mx
     from engine import Engine
 

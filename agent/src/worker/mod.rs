@@ -10,19 +10,24 @@
 //! ```
 //!
 //! * [`machine`] is that diagram, pure: events and time in, actions out; [`leases`] are the rows it holds;
-//! * [`protocol`] reads and writes the JSON lines, [`lines`] cuts them out of a pipe, bounded;
+//! * [`protocol`] reads and writes the JSON lines, [`lines`] cuts them out of a pipe, bounded, [`reader`] is the thread
+//!   that does so;
 //! * [`faults`] says from exit status and log why a process ended;
+//! * [`answers`] are what goes into the spool, [`log`] is what it writes besides;
 //! * [`process`](mod@process) starts it, with a [`record`] on disk by which the next agent finds it;
 //! * [`code`] is the Python that runs in it;
 //! * [`task`] is the one owner of a running process, which carries the machine's actions out.
 
+pub mod answers;
 pub mod code;
 pub mod faults;
 pub mod leases;
 pub mod lines;
+pub mod log;
 pub mod machine;
 pub mod process;
 pub mod protocol;
+pub mod reader;
 pub mod record;
 pub mod stdin;
 pub mod task;

@@ -13,9 +13,9 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 
-use super::{code, record::Record};
+use super::{code, lines::MAX_LINE_BYTES, reader::Reader, record::Record};
 use crate::sys;
 
 /// For workers when the agent itself has none, as under launchd.
@@ -99,7 +99,8 @@ impl Launcher {
         let missing = || io::Error::other("the process was started without its pipes");
         let group = Group(child.id().ok_or_else(missing)?);
         let stdin = child.stdin.take().ok_or_else(missing)?;
-        let stdout = child.stdout.take().ok_or_else(missing)?;
+        let stdout = child.stdout.take().ok_or_else(missing)?.into_owned_fd()?;
+        let stdout = Reader::start(stdout, MAX_LINE_BYTES)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
         Ok(Process { child, group, stdin, stdout, stderr })
     }
@@ -115,7 +116,7 @@ pub struct Process {
     /// Commands go in here.
     pub stdin: ChildStdin,
     /// Events come out here.
-    pub stdout: ChildStdout,
+    pub stdout: Reader,
     /// Its log.
     pub stderr: ChildStderr,
 }

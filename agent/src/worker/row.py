@@ -1,9 +1,9 @@
 """A row on its way through the worker.
 
-                prepare                 insert                 last token, stop or end
-    waiting ─────────────▶ prepared ─────────────▶ generating ─────────────▶ result
-       │                      │                         │
-       └──── returned ────────┘                         └──── checkpoint, returned
+                prepare               a place is free        last token, stop or end
+    waiting ─────────────▶ queued ───────────────▶ active ─────────────────▶ result
+       │                      │                      │
+       └──── returned ────────┘                      └──── checkpoint, returned
 
 Promises: preparing a row depends on nothing but its request, the model and the tokens it was handed, so that a row that
 goes on from a checkpoint ends with the text, log-probabilities and usage it would have had undisturbed.
@@ -59,7 +59,7 @@ class Row:
         self.checkpointed = 0
 
     def prepare(self, model, default_max_tokens, seed_base):
-        """Makes the row ready to be inserted; raises `request.Refused`.
+        """Makes the row ready for the generator; raises `request.Refused`.
 
         Returns the finish reason when the tokens it came with are the whole answer already, otherwise None.
         """
@@ -112,6 +112,7 @@ class Row:
         return self.max_tokens - len(self.tokens)
 
     def tokens_to_read(self):
+        """What the model reads before it generates."""
         return self.prompt + self.tokens
 
     def checkpoint(self, offset):

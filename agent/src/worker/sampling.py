@@ -3,7 +3,7 @@
 Promises: the draw at a position depends on the row's seed, the position and the model's output there, and on nothing
 else: not on the rows beside it, not on what was drawn before in this process. So a row that goes on elsewhere from its
 tokens so far goes on as if nothing had happened. All rows share one sampler, whatever they ask for, so that mlx-lm draws
-for the whole batch in one call.
+for the whole batch in one call; the generator (generator.py) tells it whose rows it sees.
 
 Filters (top_p, min_p, top_k) look at the model's distribution, temperature is applied after them, as in mlx-lm; tokens
 as likely as the last one kept are kept too.
@@ -13,7 +13,6 @@ import hashlib
 import math
 
 import mlx.core as mx
-from mlx_lm.generate import GenerationBatch
 from mlx_lm.sample_utils import make_logits_processors
 
 # Below it, dividing by the temperature leaves nothing but the likeliest token.
@@ -95,8 +94,12 @@ class _Layout:
         def column(values):
             return mx.array(values)[:, None]
 
-        self._sampled = column([not draw.greedy for draw in draws])
-        self._inverse_temperature = column([draw.inverse_temperature for draw in draws])
+        # None where it would change nothing: on small models every operation counts.
+        self._sampled = self._inverse_temperature = None
+        if any(draw.greedy for draw in draws):
+            self._sampled = column([not draw.greedy for draw in draws])
+        if any(draw.inverse_temperature != 1.0 for draw in draws):
+            self._inverse_temperature = column([draw.inverse_temperature for draw in draws])
         self._top_p = self._top_k = self._log_min_p = None
         if any(draw.top_p < 1.0 for draw in draws):
             self._top_p = column([draw.top_p for draw in draws])
@@ -115,9 +118,13 @@ class _Layout:
             draw.position += 1
         # In float32: noise of half precision would round away the unlikely tokens.
         logprobs = self._filtered(logprobs.astype(mx.float32))
-        noise = mx.where(self._sampled, self._noise(mx.array(keys, dtype=mx.uint32)), 0.0)
+        if self._inverse_temperature is not None:
+            logprobs = logprobs * self._inverse_temperature
+        noise = self._noise(mx.array(keys, dtype=mx.uint32))
+        if self._sampled is not None:
+            noise = mx.where(self._sampled, noise, 0.0)
         # The largest of logit + Gumbel noise is a draw from the softmax of the logits.
-        return mx.argmax(logprobs * self._inverse_temperature + noise, axis=-1)
+        return mx.argmax(logprobs + noise, axis=-1)
 
     def _filtered(self, logprobs):
         """Everything below the least likely token that is kept becomes impossible."""
@@ -146,23 +153,3 @@ def _key(seed, position):
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
     mixed ^= mixed >> 31
     return mixed >> 32, mixed & 0xFFFFFFFF
-
-
-def _announce_rows():
-    """Makes mlx-lm tell a BatchSampler whose log-probabilities it is about to see.
-
-    A sampler is a function of log-probabilities alone there, and one sampler a row (which would know its row) makes the
-    batch draw row by row, which costs a small model a quarter of its speed at eight rows. The versions are pinned.
-    """
-    step = GenerationBatch._step
-
-    def announced(batch):
-        about_to_draw = getattr(batch.fallback_sampler, "about_to_draw", None)
-        if about_to_draw is not None:
-            about_to_draw(batch.uids)
-        return step(batch)
-
-    GenerationBatch._step = announced
-
-
-_announce_rows()

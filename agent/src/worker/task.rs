@@ -5,7 +5,7 @@
 //! While answers wait for the spool, stdout is not read: that is how a full spool slows the worker down.
 //!
 //! The end, in this order: the process exits; what is left of its group gets SIGKILL; stdout is read to its end (for
-//! [`DRAIN_LIMIT`] at most: a process that left the group may hold it open); the last answers are spooled; only then is
+//! two seconds at most: a process that left the group may hold it open); the last answers are spooled; only then is
 //! the exit reported, with the number of the last answer, so that the report never overtakes it.
 
 use std::{
@@ -16,12 +16,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use nightshift_proto::v1::{self, RowResult, StopMode, worker_event};
 use nix::sys::signal::Signal;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    process::{Child, ChildStderr, ChildStdout},
+    process::Child,
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
@@ -29,15 +27,16 @@ use tokio::{
 use tracing::Instrument as _;
 
 use super::{
-    Key,
+    Key, answers,
     faults::Scan,
-    lines::{MAX_LINE_BYTES, Splitter},
-    machine::{Action, Machine, Output, RefusedRow},
+    log,
+    machine::{Action, Machine, Output},
     process::{Group, Process},
-    protocol::{self, Command, Init, Ready, RowAnswer},
+    protocol::{Command, Event, Init, Ready},
+    reader::{Batch, Reader},
     stdin::Writer,
 };
-use crate::{logging::Source, session::feed::Sender as Feed, spool, util};
+use crate::{logging::Source, session::feed::Sender as Feed, spool};
 
 /// After the exit, for what the pipes still hold.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -56,12 +55,6 @@ const REPORTS_A_TICK: usize = 4;
 
 /// Checkpoints kept of a worker that ended, until they are sent. Past it the rest is generated again.
 const KEPT_BYTES: usize = 64 * 1024 * 1024;
-
-/// An answer's body past this is no answer: the controller takes messages up to 32 MiB.
-const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
-
-/// Answers appended to the spool at once.
-const MAX_BATCH: usize = 256;
 
 /// Used until the controller names another.
 const DEFAULT_REPORT_INTERVAL: Duration = Duration::from_millis(250);
@@ -168,9 +161,9 @@ pub fn run(options: Options) -> (Handle, impl Future<Output = Departure> + Send 
     let span = tracing::info_span!("worker", key = %options.key, pid = group.leader());
     let Options { key, init, options, process, spool, log, feed, ready } = options;
     let Process { child, stdin, stdout, stderr, .. } = process;
-    let log = Arc::new(log);
+    let log_source = Arc::new(log);
     let scan = Arc::new(Mutex::new(Scan::default()));
-    let reading_log = tokio::spawn(read_log(stderr, Arc::clone(&log), Arc::clone(&scan)));
+    let reading_log = tokio::spawn(log::read(stderr, Arc::clone(&log_source), Arc::clone(&scan)));
     let task = Task {
         key,
         options,
@@ -178,12 +171,11 @@ pub fn run(options: Options) -> (Handle, impl Future<Output = Departure> + Send 
         child,
         group,
         stdin: Some(Writer::start(stdin)),
-        stdout: Some(stdout),
-        splitter: Splitter::new(MAX_LINE_BYTES),
+        reader: Some(stdout),
         spool,
         spooling: None,
         answers: Vec::new(),
-        log,
+        log: log_source,
         scan,
         feed,
         ready,
@@ -202,8 +194,8 @@ struct Task {
     child: Child,
     group: Group,
     stdin: Option<Writer>,
-    stdout: Option<ChildStdout>,
-    splitter: Splitter,
+    /// Until the end of its stdout.
+    reader: Option<Reader>,
     spool: spool::Handle,
     /// Answers on their way into the spool, and which.
     spooling: Option<(Spooling, Vec<(u32, u32)>)>,
@@ -231,7 +223,7 @@ impl Task {
             self.spool_answers();
             if let Some((_, until)) = ended
                 && self.spooling.is_none()
-                && (self.stdout.is_none() || Instant::now() >= until)
+                && (self.reader.is_none() || Instant::now() >= until)
             {
                 break;
             }
@@ -248,7 +240,7 @@ impl Task {
                     // The limit is for a pipe that does not end, not for a spool that has no room.
                     ended = ended.map(|(status, _)| (status, Instant::now() + DRAIN_LIMIT));
                 }
-                read = read(&mut self.stdout, &mut self.splitter), if room => self.on_read(read),
+                batch = read(&mut self.reader), if room => self.on_read(batch),
                 status = self.child.wait(), if ended.is_none() => {
                     ended = Some((self.on_exit(status), Instant::now() + DRAIN_LIMIT));
                 }
@@ -258,7 +250,7 @@ impl Task {
                 }
                 () = sleep_until_or_never(ended.map(|(_, until)| until).filter(|_| room)) => {
                     tracing::info!("something holds the worker's stdout open after its end");
-                    self.stdout = None;
+                    self.reader = None;
                 }
                 () = sleep_until(report_at), if self.feed.is_some() && ended.is_none() => {
                     report_at = Instant::now() + self.report_interval;
@@ -275,8 +267,7 @@ impl Task {
         match order {
             Order::Rows(rows) => {
                 let (actions, refused) = self.machine.assign(&rows);
-                let refusals: Vec<_> = refused.into_iter().map(|row| self.refusal(row)).collect();
-                self.answers.extend(refusals);
+                self.answers.extend(refused.into_iter().map(|row| answers::of_refusal(self.key, row)));
                 self.carry_out(actions);
             }
             Order::Cancel(rows) => {
@@ -289,6 +280,7 @@ impl Task {
             }
             Order::Attach { feed, done } => {
                 self.feed = Some(feed);
+                self.catch_up();
                 let snapshot = v1::RunningWorker {
                     worker: Some(self.key.to_proto()),
                     pid: self.group.leader(),
@@ -325,43 +317,36 @@ impl Task {
         }
     }
 
-    fn on_read(&mut self, read: std::io::Result<usize>) {
-        if !matches!(read, Ok(count) if count > 0) {
-            self.stdout = None;
-            if self.machine.is_trusted() && !self.splitter.take_rest().is_empty() {
-                tracing::debug!("the worker ended in the middle of a line");
-            }
+    /// Reads what came; at the end of the pipe, notes it.
+    fn on_read(&mut self, batch: Option<Batch>) {
+        let Some(batch) = batch else {
+            self.reader = None;
             return;
-        }
-        self.take_lines();
-    }
-
-    fn take_lines(&mut self) {
-        let now = std::time::Instant::now();
-        while self.answers.len() < MAX_BATCH {
-            let said = match self.splitter.next_line() {
-                Ok(None) => return,
-                Ok(Some(_)) if !self.machine.is_trusted() => continue,
-                Ok(Some(line)) => protocol::parse(&line)
-                    .map_err(|malformed| malformed.to_string())
-                    .and_then(|event| self.machine.on_event(event, now)),
-                Err(too_long) => {
-                    self.splitter.take_rest();
-                    Err(too_long.to_string())
-                }
-            };
-            match said {
+        };
+        for event in batch.events {
+            if !self.machine.is_trusted() {
+                return;
+            }
+            match event.and_then(|event| self.machine.on_event(event, batch.at)) {
                 Ok(None) => {}
-                Ok(Some(Output::Answer(answer))) => self.answers.push(self.result(answer)),
+                Ok(Some(Output::Answer(answer))) => self.answers.push(answers::of_worker(self.key, answer)),
                 Ok(Some(Output::Ready(ready))) => self.on_ready(ready),
                 Err(reason) => {
-                    if self.machine.is_trusted() {
-                        tracing::warn!("{reason}");
-                    }
-                    let actions = self.machine.fail(reason, now);
+                    tracing::warn!("{reason}");
+                    let actions = self.machine.fail(reason, std::time::Instant::now());
                     self.carry_out(actions);
                 }
             }
+        }
+    }
+
+    /// Takes the newest step into account, before anybody is told how things stand.
+    fn catch_up(&mut self) {
+        let newest = self.reader.as_ref().and_then(Reader::newest_step);
+        if let Some((step, at)) = newest.filter(|_| self.machine.is_trusted())
+            && let Err(reason) = self.machine.on_event(Event::Step(step), at)
+        {
+            tracing::debug!(reason, "a step that says nothing");
         }
     }
 
@@ -395,48 +380,10 @@ impl Task {
         if outcome.is_ok() {
             rows.into_iter().for_each(|(row, attempt)| self.machine.spooled(row, attempt));
         }
-        // What was read with it and not looked at for want of room in the batch.
-        self.take_lines();
-    }
-
-    fn result(&self, answer: RowAnswer) -> RowResult {
-        let mut result = RowResult {
-            worker: Some(self.key.to_proto()),
-            row: answer.row,
-            attempt: answer.attempt,
-            status_code: answer.status,
-            prompt_tokens: answer.prompt_tokens,
-            completion_tokens: answer.completion_tokens,
-            resumed_tokens: answer.resumed_tokens,
-            emitted_unix_ms: util::unix_ms(),
-            ..Default::default()
-        };
-        let len = answer.body.get().len();
-        if len > MAX_BODY_BYTES {
-            result.status_code = 500;
-            result.body = error_body(
-                "server_error",
-                &format!("the answer has {len} bytes, and {MAX_BODY_BYTES} are taken"),
-            );
-        } else {
-            result.body = Bytes::from(String::from(Box::<str>::from(answer.body)));
-        }
-        result
-    }
-
-    fn refusal(&self, row: RefusedRow) -> RowResult {
-        RowResult {
-            worker: Some(self.key.to_proto()),
-            row: row.row,
-            attempt: row.attempt,
-            status_code: 400,
-            body: error_body("invalid_request_error", &row.problem),
-            emitted_unix_ms: util::unix_ms(),
-            ..Default::default()
-        }
     }
 
     fn report(&mut self) {
+        self.catch_up();
         let now = std::time::Instant::now();
         let Some(feed) = self.feed.as_ref().filter(|_| self.machine.report_is_due(now)) else { return };
         for _ in 0..REPORTS_A_TICK {
@@ -496,10 +443,10 @@ async fn spooled(spooling: &mut Option<(Spooling, Vec<(u32, u32)>)>) -> Result<(
     }
 }
 
-/// Reads once; never, when the pipe is at its end.
-async fn read(stdout: &mut Option<ChildStdout>, splitter: &mut Splitter) -> std::io::Result<usize> {
-    match stdout {
-        Some(stdout) => stdout.read_buf(splitter.space()).await,
+/// What has been read; never, when the pipe is at its end.
+async fn read(reader: &mut Option<Reader>) -> Option<Batch> {
+    match reader {
+        Some(reader) => reader.next().await,
         None => pending().await,
     }
 }
@@ -509,35 +456,4 @@ async fn sleep_until_or_never(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => pending().await,
     }
-}
-
-/// Reads a worker's stderr to its end.
-async fn read_log(stderr: ChildStderr, log: Arc<Source>, scan: Arc<Mutex<Scan>>) {
-    let mut pipe: Pin<Box<dyn AsyncRead + Send>> = Box::pin(stderr);
-    let mut splitter = Splitter::new(crate::logging::store::MAX_LINE_BYTES);
-    let take = |line: &[u8]| {
-        let text = String::from_utf8_lossy(line);
-        // Progress bars rewrite their line: only what stands there in the end matters.
-        let text = text.trim_end().rsplit('\r').next().unwrap_or_default();
-        if !text.is_empty() {
-            scan.lock().unwrap_or_else(PoisonError::into_inner).line(text);
-            log.push(text);
-        }
-    };
-    while matches!(pipe.read_buf(splitter.space()).await, Ok(count) if count > 0) {
-        loop {
-            match splitter.next_line() {
-                Ok(Some(line)) => take(&line),
-                Ok(None) => break,
-                // A line without an end is taken in pieces.
-                Err(_) => take(&splitter.take_rest()),
-            }
-        }
-    }
-    take(&splitter.take_rest());
-}
-
-fn error_body(kind: &str, message: &str) -> Bytes {
-    let error = serde_json::json!({"error": {"message": message, "type": kind, "param": null, "code": null}});
-    Bytes::from(error.to_string())
 }

@@ -1,3 +1,5 @@
+//! `clusterctl events`: what it prints.
+
 use nightshift_ctl::output::{Screen, human, text::width, views::EventView};
 
 use super::{

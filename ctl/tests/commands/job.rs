@@ -1,3 +1,5 @@
+//! `clusterctl job`: what it prints.
+
 use nightshift_ctl::output::{Screen, human, text::width, views::JobView};
 use nightshift_proto::v1;
 

@@ -1,3 +1,5 @@
+//! `clusterctl jobs`: what it prints.
+
 use nightshift_ctl::output::{Screen, human, text::width, views::JobView};
 
 use super::{

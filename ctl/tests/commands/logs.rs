@@ -1,3 +1,5 @@
+//! `clusterctl logs`: whose lines are asked for, and how they are shown.
+
 use nightshift_ctl::output::{Screen, human, views::LogLineView};
 
 use super::{

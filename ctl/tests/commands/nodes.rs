@@ -1,3 +1,5 @@
+//! `clusterctl nodes`, `drain` and `undrain`: what they print.
+
 use nightshift_ctl::output::{Screen, human, text::width, views::NodeView};
 
 use super::{

@@ -1,3 +1,5 @@
+//! `clusterctl results`: what it prints, and when it ends.
+
 use std::process::Stdio;
 
 use super::{

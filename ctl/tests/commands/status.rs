@@ -1,3 +1,5 @@
+//! `clusterctl status`: the screen, its JSON, its exit codes.
+
 use nightshift_ctl::output::{Screen, human, text::width, views::StatusView};
 use nightshift_proto::v1;
 

@@ -1,3 +1,5 @@
+//! `clusterctl submit`: what is sent, and what is said of it.
+
 use std::io::Write;
 
 use nightshift_ctl::output::{Screen, human, text::width, views::SubmitView};

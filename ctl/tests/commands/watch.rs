@@ -1,3 +1,5 @@
+//! `clusterctl watch`: what it prints, and when it ends.
+
 use nightshift_ctl::output::{
     Screen, human,
     text::width,

@@ -290,9 +290,13 @@ impl Control {
                         break None;
                     }
                 }
-                Ok(Some(_)) => break Some(Status::invalid_argument("a submission has one spec, and data after it")),
+                Ok(Some(_)) => {
+                    break Some(Status::invalid_argument("a submission has one spec, and data after it"));
+                }
                 Ok(None) => {
-                    break Some(Status::aborted("the upload ended before its closing empty message; nothing was kept"));
+                    break Some(Status::aborted(
+                        "the upload ended before its closing empty message; nothing was kept",
+                    ));
                 }
                 Err(status) => break Some(status),
             }

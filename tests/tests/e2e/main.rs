@@ -4,7 +4,7 @@
 //!
 //! * `NIGHTSHIFT_KILL_ROUNDS` rounds of each kill case (2), `NIGHTSHIFT_SEED` repeats a run's choices;
 //! * `NIGHTSHIFT_AWAY_S` how long the controller stays away (10);
-//! * `NIGHTSHIFT_KEEP` keeps the directories of cases that passed, too;
+//! * `NIGHTSHIFT_KEEP` keeps the directories of cases that passed, too; `NIGHTSHIFT_TIMES` tells how long each took;
 //! * `NIGHTSHIFT_RUNTIME_DIR`, `NIGHTSHIFT_BIN_DIR` an installed runtime and programs built elsewhere.
 
 #![expect(clippy::print_stderr, reason = "a kill case tells its seed")]
@@ -19,11 +19,13 @@ mod bad_input;
 mod bad_models;
 mod cli;
 mod disk_full;
+mod fields;
 mod generic_client;
 mod kills;
 mod reload;
 mod sampling;
 mod steering;
+mod uploads;
 mod worker_units;
 
 fn main() -> ExitCode {
@@ -33,11 +35,13 @@ fn main() -> ExitCode {
             generic_client::cases(),
             steering::cases(),
             bad_input::cases(),
+            uploads::cases(),
             reload::cases(),
             disk_full::cases(),
             cli::cases(),
             worker_units::cases(),
             bad_models::cases(),
+            fields::cases(),
             architectures::cases(),
             sampling::cases(),
             away::cases(),

@@ -1,0 +1,6 @@
+//! The real binary against a controller that the test plays, and workers that misbehave when told to.
+
+mod lifecycle;
+mod reconnect;
+mod support;
+mod workers;
