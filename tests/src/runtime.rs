@@ -21,13 +21,13 @@ pub struct Runtime {
     pub python: PathBuf,
 }
 
-/// Why no runtime can be had on this machine: it has none, and no Python of at least 3.10 to make one with.
+/// Why no runtime can be had on this machine: it has none, and no Python of at least 3.11 to make one with.
 #[must_use]
 pub fn missing() -> Option<String> {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     MISSING
         .get_or_init(|| {
-            let candidates = ["python3", "python3.13", "python3.12", "python3.11", "python3.10"];
+            let candidates = ["python3", "python3.13", "python3.12", "python3.11"];
             let new_enough = candidates.iter().any(|python| {
                 Command::new(python)
                     .args(["-c", "import sys, venv; sys.exit(sys.version_info < (3, 10))"])
@@ -35,7 +35,7 @@ pub fn missing() -> Option<String> {
                     .is_ok_and(|output| output.status.success())
             });
             (!new_enough && check().is_none())
-                .then(|| "no Python of at least 3.10 on this machine".to_owned())
+                .then(|| "no Python of at least 3.11 on this machine".to_owned())
         })
         .clone()
 }

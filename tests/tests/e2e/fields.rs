@@ -243,8 +243,8 @@ async fn supported() {
     assert_completion_logprobs(first.of("completion"), 2);
 
     // The end of a piece of the text is known now: an answer that stops there is the same up to it.
-    let words = plain.text().split(|c: char| !c.is_ascii_alphanumeric());
-    let stop = words.filter(|word| !word.is_empty()).next_back().expect("noise holds letters, too").to_owned();
+    let mut words = plain.text().split(|c: char| !c.is_ascii_alphanumeric());
+    let stop = words.rfind(|word| !word.is_empty()).expect("noise holds letters, too").to_owned();
     let before = &plain.text()[..plain.text().find(&stop).expect("the text holds its words")];
     let mut input = Input::new();
     for (id, stop) in [("one", json!(stop)), ("several", json!(["never to be seen", stop]))] {
