@@ -88,7 +88,7 @@ enum Runtime {
         #[command(flatten)]
         at: RuntimeDir,
         #[command(flatten)]
-        model: TinyModel,
+        model: Shape,
     },
 }
 
@@ -101,7 +101,7 @@ struct RuntimeDir {
 
 /// The options of `tiny_model.py`, which has the defaults.
 #[derive(Debug, Args)]
-struct TinyModel {
+struct Shape {
     /// Give it the shape of this architecture.
     #[arg(long, value_parser = ["llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm4_moe"])]
     arch: String,
@@ -134,7 +134,7 @@ struct TinyModel {
     no_chat_template: bool,
 }
 
-impl TinyModel {
+impl Shape {
     fn into_arguments(self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
             vec!["--arch".into(), self.arch.into(), "--out".into(), self.out.into()];
@@ -265,4 +265,14 @@ fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
     let text = if arguments.json { serde_json::to_string(&seen)? } else { probe::text::describe(&seen) };
     writeln!(io::stdout().lock(), "{}", text.trim_end()).context("cannot write to stdout")?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
 }

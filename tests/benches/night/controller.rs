@@ -30,7 +30,7 @@ const JOB_LIMIT: Duration = Duration::from_secs(1000);
 
 pub(crate) async fn measure(table: &mut Table, quick: bool) {
     let rows: usize = if quick { 100_000 } else { 1_000_000 };
-    let mut cluster = Cluster::builder("bench-controller").allow(&["node", "session"]).start().await;
+    let mut cluster = Cluster::builder("bench-controller").start().await;
     let idle_bytes = procfs::resident_bytes(cluster.controller_mut().pid());
     let nodes = ["s1", "s2"].map(|node| {
         StubNode::start(StubOptions {
@@ -81,8 +81,8 @@ pub(crate) async fn measure(table: &mut Table, quick: bool) {
     }
     assert_eq!(done.rows_succeeded, rows as u64);
     check_each_once(Path::new(&done.results_path), rows);
-    drop(nodes);
     cluster.finish().await;
+    drop(nodes);
 }
 
 /// The input, made while it is sent: a prompt of a sentence in each row.

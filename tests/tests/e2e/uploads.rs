@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Write},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, ChildStdin, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -32,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("uploads::a_line_of_two_gigabytes_is_refused_in_bounded_memory", &[Need::Linux], endless_line),
         case("uploads::a_client_killed_in_the_middle_leaves_nothing", &[], client_killed),
+        case("uploads::a_client_whose_controller_dies_is_told_what_is_not_known", &[], client_told),
         case("uploads::a_stream_that_ends_without_its_closing_message_is_aborted", &[], not_closed),
         case("uploads::a_cancelled_call_leaves_nothing", &[], cancelled),
         case("uploads::what_is_not_a_submission_is_refused", &[], no_submission),
@@ -129,22 +130,47 @@ async fn assert_gone(cluster: &Cluster) {
     assert_eq!((whole.job_id, whole.rows_total), (1, 1), "the next submission is taken");
 }
 
-async fn client_killed() {
-    let cluster = Cluster::builder("client-killed").start().await;
-    let mut child = submit_from_stdin(&cluster);
+/// Feeds a client so many rows and gives back its standard input, still open.
+async fn feed(child: &mut Child, rows: usize) -> ChildStdin {
     let mut stdin = child.stdin.take().expect("the client's standard input is a pipe");
-    let stdin = tokio::task::spawn_blocking(move || {
-        for number in 0..20_000 {
+    let feeding = tokio::task::spawn_blocking(move || {
+        for number in 0..rows {
             writeln!(stdin, "{}", good(&format!("row-{number}"))).expect("the client reads its input");
         }
         stdin
-    })
-    .await
-    .expect("the feeding thread does not panic");
+    });
+    feeding.await.expect("the feeding thread does not panic")
+}
+
+async fn client_killed() {
+    let cluster = Cluster::builder("client-killed").start().await;
+    let mut child = submit_from_stdin(&cluster);
+    let stdin = feed(&mut child, 20_000).await;
     wait_arriving(cluster.controller_dir(), 1).await;
     child.kill().expect("a child can be killed");
     child.wait().expect("a child can be waited for");
     drop(stdin);
+    assert_gone(&cluster).await;
+    cluster.finish().await;
+}
+
+async fn client_told() {
+    let mut cluster = Cluster::builder("client-told").start().await;
+    let mut child = submit_from_stdin(&cluster);
+    let stdin = feed(&mut child, 20_000).await;
+    wait_arriving(cluster.controller_dir(), 1).await;
+    cluster.kill_controller().await;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output())
+        .await
+        .expect("the waiting thread does not panic")
+        .expect("the client can be waited for");
+    drop(stdin);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stderr).expect("an error is one JSON value");
+    assert_eq!(told["error"]["kind"], "connection-lost", "{told}");
+    let hint = "Whether the job was accepted is not known; look for it with: clusterctl jobs --all";
+    assert_eq!(told["error"]["hint"], hint);
+    cluster.start_controller().await;
     assert_gone(&cluster).await;
     cluster.finish().await;
 }
@@ -255,13 +281,18 @@ async fn controller_killed() {
     let mut cluster = Cluster::builder("upload-killed").start().await;
     let input = Input::chat(4000, 10, 1);
     let bytes = input.jsonl();
+    let spec = |number: &str| JobSpec {
+        submission_id: number.to_owned(),
+        max_batch_rows: 512,
+        ..control::spec(number, "/models/stub")
+    };
     let began = Instant::now();
-    cluster.control().submit(control::spec("usual", "/models/stub"), bytes.clone()).await;
+    let usual = cluster.control().submit(spec("usual"), bytes.clone()).await;
+    let mut job_ids = vec![usual.job_id];
     let usual_us = began.elapsed().as_micros() as u64;
     for round in 1..=KILLS {
         let number = format!("upload-{round}");
-        let spec = || JobSpec { submission_id: number.clone(), ..control::spec("upload", "/models/stub") };
-        let upload = Upload::begin(&cluster, spec());
+        let upload = Upload::begin(&cluster, spec(&number));
         let killing = async {
             tokio::time::sleep(Duration::from_micros(rng.range(0, usual_us * 5 / 4))).await;
             cluster.kill_controller().await;
@@ -283,16 +314,20 @@ async fn controller_killed() {
         }
         let names = directories(cluster.controller_dir());
         assert_eq!(names.len(), jobs.len(), "nothing but jobs is left: {names:?}");
-        let again = cluster.control().submit(spec(), bytes.clone()).await;
-        assert_eq!((again.job_id, again.rows_total), (round + 1, 4000), "one job, and all of it");
+        let again = cluster.control().submit(spec(&number), bytes.clone()).await;
+        assert!(kept.is_none_or(|kept| kept.job_id == again.job_id), "one job, not two: {kept:?}");
+        assert_eq!(again.rows_total, 4000);
+        job_ids.push(again.job_id);
     }
     let node = StubNode::start(StubOptions {
         node_id: "s1".to_owned(),
         controller: cluster.address().to_owned(),
         allowance: u64::MAX,
     });
-    for job in 1..=KILLS + 1 {
-        let job = cluster.control().wait_completed(job, wait::LONG).await;
+    let jobs = cluster.control().status().await.jobs;
+    assert_eq!(jobs.len(), job_ids.len(), "a job a submission: {jobs:#?}");
+    for job_id in job_ids {
+        let job = cluster.control().wait_completed(job_id, wait::LONG).await;
         assert_eq!(cluster.answers(&job, &input).succeeded(), 4000);
     }
     cluster.finish().await;
