@@ -74,10 +74,10 @@ pub(crate) async fn measure(table: &mut Table, quick: bool) {
     );
     if let (Some(before), Some(after)) = (before, after) {
         let peak = before.max(after);
-        table.add("controller: peak resident memory", mib(peak), "MiB", Bound::AtMost(200.0 / 1.048_576));
+        table.add("controller: peak resident memory", megabytes(peak), "MB", Bound::AtMost(200.0));
     }
     if let Some(idle) = idle_bytes {
-        table.add("controller: resident memory when idle", mib(idle), "MiB", Bound::None);
+        table.add("controller: resident memory when idle", megabytes(idle), "MB", Bound::None);
     }
     assert_eq!(done.rows_succeeded, rows as u64);
     check_each_once(Path::new(&done.results_path), rows);
@@ -123,8 +123,8 @@ fn peak(cluster: &mut Cluster) -> Option<u64> {
     procfs::peak_resident_bytes(cluster.controller_mut().pid())
 }
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 /// Every row stands in the results once.

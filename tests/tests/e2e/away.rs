@@ -48,7 +48,7 @@ impl Night {
     /// A job that runs for a while: long answers, and batches so small that rows are held behind them.
     async fn begin(name: &str, builder: ClusterBuilder) -> Self {
         let cluster = builder.agents(2).start().await;
-        let input = Input::chat(120, 300, 7);
+        let input = Input::chat(80, 300, 7);
         let spec = JobSpec { max_batch_rows: 4, ..control::spec(name, models::llama()) };
         let job = cluster.control().submit(spec, input.jsonl()).await;
         cluster.control().wait_rows(job.job_id, 10).await;

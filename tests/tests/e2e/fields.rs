@@ -121,6 +121,10 @@ fn refusals() -> Vec<Refusal> {
     ]
 }
 
+fn refusal_body(message: &str, param: &str, code: &str) -> Value {
+    json!({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
+}
+
 async fn refused() {
     let cluster = Cluster::builder("fields-refused").agents(1).start().await;
     let mut input = Input::new();
@@ -128,9 +132,7 @@ async fn refused() {
     for (number, (settings, message, param, code)) in refusals().into_iter().enumerate() {
         input.chat_row(&format!("good-{number}"), "hello", json!({"max_tokens": 4}));
         input.chat_row(&format!("bad-{number}"), "hello", settings);
-        let error =
-            json!({"message": message, "type": "invalid_request_error", "param": param, "code": code});
-        expected.push(json!({"error": error}));
+        expected.push(refusal_body(message, param, code));
     }
     // What one url knows, the other need not.
     input.completion_row("good-completion", "hello", json!({"max_tokens": 4}));
@@ -151,9 +153,7 @@ async fn refused() {
         (json!({"logprobs": 6}), "\"logprobs\" must be between 0 and 5", "logprobs", "invalid_value"),
     ] {
         input.completion_row(&format!("bad-{}", expected.len()), "hello", settings);
-        let error =
-            json!({"message": message, "type": "invalid_request_error", "param": param, "code": code});
-        expected.push(json!({"error": error}));
+        expected.push(refusal_body(message, param, code));
     }
     let answers = run(&cluster, &input).await;
     let mut different = Vec::new();
