@@ -274,18 +274,6 @@ async fn take(
             }
             Ok(())
         }
-        Command::ResendResults(resend) => {
-            let again: Vec<RowResult> = {
-                let state = shared.lock();
-                state
-                    .spool
-                    .iter()
-                    .filter(|result| result.spool_seq > resend.after_spool_seq)
-                    .cloned()
-                    .collect()
-            };
-            send_results(sender, again).await
-        }
         Command::Drain(drain) => {
             shared.lock().draining = drain.draining;
             Ok(())

@@ -12,18 +12,13 @@ use nightshift_proto::{
     MAX_MESSAGE_BYTES, SESSION_PROTOCOL_VERSION,
     v1::{self, agent_message::Body, agent_service_client::AgentServiceClient, controller_message},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    Options, feed,
-    logs::Requests,
-    outgoing,
-    writer::{Resend, Writer},
-};
+use super::{Options, feed, logs::Requests, outgoing, writer::Writer};
 use crate::{
     ledger::Ledger,
     spool::{self, Cursor},
@@ -234,14 +229,12 @@ async fn talk(
     options.spool.set_connected(true).await?;
     apply(options, &sender, &welcome).await?;
 
-    let (resend, resends) = mpsc::channel(1);
     let sent_through = Arc::new(AtomicU64::new(acked));
     let writer = Writer {
         sender: sender.clone(),
         feed: events,
         spool: options.spool.clone(),
         observations,
-        resends,
         sent_through: Arc::clone(&sent_through),
         cursor: Cursor::after(acked),
     };
@@ -249,7 +242,6 @@ async fn talk(
         supervisor: &options.supervisor,
         spool: &options.spool,
         logs: Requests::new(options.logs.clone(), options.node_id.clone(), sender.clone()),
-        resend,
         sent_through: Arc::clone(&sent_through),
     };
     let reading = reader.run(&mut inbound);
@@ -298,7 +290,6 @@ struct Reader<'a> {
     supervisor: &'a supervisor::Handle,
     spool: &'a spool::Handle,
     logs: Requests,
-    resend: mpsc::Sender<Resend>,
     sent_through: Arc<AtomicU64>,
 }
 
@@ -312,11 +303,6 @@ impl Reader<'_> {
                     // What was not sent in this session cannot be known to be what the controller has.
                     let sent = self.sent_through.load(Ordering::Relaxed);
                     self.spool.ack(ack.through_spool_seq.min(sent)).await?;
-                }
-                Body::ResendResults(resend) => {
-                    let resend = Resend { after_seq: resend.after_spool_seq };
-                    // The outgoing half ends only with the session.
-                    let _ = self.resend.send(resend).await;
                 }
                 Body::LogRequest(request) => self.logs.take(&request),
                 Body::StartWorker(start) => self.supervisor.command(Command::Start(start)).await?,

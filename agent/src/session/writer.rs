@@ -6,10 +6,7 @@ use std::sync::{
 };
 
 use nightshift_proto::v1::{self, agent_message::Body};
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Duration, Instant, sleep_until},
-};
+use tokio::sync::watch;
 
 use super::{conversation::Error, feed, outgoing::Sender};
 use crate::{
@@ -23,16 +20,6 @@ const MAX_RESULTS: usize = 256;
 /// Bytes of results in one message.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// A controller whose disk is full asks for the same results again and again; it is not answered faster than this.
-const RESEND_PAUSE: Duration = Duration::from_millis(500);
-
-/// What the incoming half tells the outgoing one.
-#[derive(Debug)]
-pub struct Resend {
-    /// Send again what comes after this number.
-    pub after_seq: u64,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Writer {
@@ -44,8 +31,6 @@ pub struct Writer {
     pub spool: spool::Handle,
     /// Observations.
     pub observations: watch::Receiver<Arc<Observation>>,
-    /// From the incoming half.
-    pub resends: mpsc::Receiver<Resend>,
     /// The highest number sent in this session, for the incoming half: more cannot be acknowledged.
     pub sent_through: Arc<AtomicU64>,
     /// Where to go on.
@@ -63,19 +48,10 @@ impl Writer {
         let spooled = *last_seq.borrow_and_update();
         self.send_results(spooled).await?;
         self.send(Body::SpoolReplayed(v1::SpoolReplayed {})).await?;
-        let mut resent_at: Option<Instant> = None;
-        let mut hold_until = Instant::now();
         loop {
             let next_seq = self.cursor.next_seq;
             tokio::select! {
-                Some(resend) = self.resends.recv() => {
-                    self.cursor = Cursor::after(resend.after_seq);
-                    let now = Instant::now();
-                    hold_until = resent_at.map_or(now, |at| at + RESEND_PAUSE);
-                    resent_at = Some(hold_until.max(now));
-                }
-                () = sleep_until(hold_until), if hold_until > Instant::now() => {}
-                found = last_seq.wait_for(|last| *last >= next_seq), if hold_until <= Instant::now() => {
+                found = last_seq.wait_for(|last| *last >= next_seq) => {
                     let through = *found.map_err(|_| spool::Closed)?;
                     self.send_results(through).await?;
                 }

@@ -94,22 +94,6 @@ async fn without_a_controller_workers_answer_on_and_the_next_agent_still_has_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_could_not_store_results_gets_them_again() {
-    let (site, mut controller) = (Site::new(), Controller::start().await);
-    let _agent = site.agent(controller.address, &[]);
-    let mut session = controller.session().await;
-    session.begin().await;
-    session.ready_worker(1).await;
-    session.rows(1, &[(1, "answer"), (2, "answer"), (3, "answer")]).await;
-    session.results(3).await;
-    for _ in 0..2 {
-        let resend = v1::ResendResults { after_spool_seq: 1 };
-        session.send(controller_message::Body::ResendResults(resend)).await;
-        assert_eq!(numbers(&session.results(2).await), [(2, 2), (3, 3)]);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledgement_of_what_was_never_sent_costs_nothing() {
     let (site, mut controller) = (Site::new(), Controller::start().await);
     let _agent = site.agent(controller.address, &[]);
