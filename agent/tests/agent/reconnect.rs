@@ -1,7 +1,7 @@
 //! The controller goes away and comes back: nothing finished is lost, nothing running is disturbed.
 
 use crate::support::{Controller, Site, fake_worker, is_alive, numbers, until, worker};
-use nightshift_proto::v1::{self, ExitClass, StopMode, agent_message::Body, controller_message};
+use nightshift_proto::v1::{ExitClass, StopMode, agent_message::Body};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
