@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod driver;
+pub mod fit;
 pub mod intake;
 pub mod ledger;
 pub mod model;

@@ -23,6 +23,7 @@ pub mod logs;
 pub mod models;
 pub mod process;
 pub mod procfs;
+pub mod published;
 pub mod rng;
 pub mod rows;
 pub mod runtime;

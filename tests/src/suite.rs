@@ -17,6 +17,9 @@ use crate::runtime;
 /// No case takes this long; one that does hangs somewhere its own deadlines do not reach.
 const CASE_LIMIT: Duration = Duration::from_secs(900);
 
+/// A round of kills takes ten seconds on an idle machine; on a busy one, some of them four times as long.
+const ROUND_LIMIT: Duration = Duration::from_secs(120);
+
 /// What a case needs of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
@@ -78,6 +81,12 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Longer where more rounds of kills are asked for.
+fn case_limit() -> Duration {
+    let rounds = env::var("NIGHTSHIFT_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    CASE_LIMIT.max(ROUND_LIMIT.saturating_mul(rounds))
+}
+
 fn trial(case: Case) -> Trial {
     let Case { name, needs, body } = case;
     Trial::ignorable_test(name.clone(), move || {
@@ -94,13 +103,14 @@ fn trial(case: Case) -> Trial {
             .build()
             .map_err(|error| Failed::from(format!("no tokio runtime: {error}")))?;
         let started = Instant::now();
-        let outcome = runtime.block_on(async { tokio::time::timeout(CASE_LIMIT, body()).await });
+        let limit = case_limit();
+        let outcome = runtime.block_on(async { tokio::time::timeout(limit, body()).await });
         if env::var_os("NIGHTSHIFT_TIMES").is_some() {
             eprintln!("took {:6.1} s: {name}", started.elapsed().as_secs_f64());
         }
         runtime.shutdown_timeout(Duration::from_secs(5));
-        outcome.map(|()| Completion::Completed).map_err(|_| {
-            Failed::from(format!("{name} was still running after {CASE_LIMIT:?} and was given up"))
-        })
+        outcome
+            .map(|()| Completion::Completed)
+            .map_err(|_| Failed::from(format!("{name} was still running after {limit:?} and was given up")))
     })
 }

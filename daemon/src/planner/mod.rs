@@ -2,7 +2,8 @@
 //! give equal assignments. [`check`] is a second, independent reading of the rules, and nothing is carried out
 //! that it refuses.
 //!
-//! Rules of today, for models that fit one node:
+//! Which mode a model runs in, and over which nodes, is [`choose`]'s answer (`choose.rs` has those rules); which job has
+//! which nodes is [`assign`]'s:
 //! 1. Jobs are served by priority, then age.
 //! 2. A node runs one worker at a time: memory is what nights are short of.
 //! 3. A node keeps the job it has while that job can use it: loading a model is the dear part.
@@ -13,6 +14,13 @@
 
 mod assign;
 mod check;
+mod choose;
+mod links;
+mod rings;
 
 pub use assign::{Assignment, JobView, NodeView, View, assign};
 pub use check::{Violation, check};
+pub use choose::{
+    Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Reason, Wish, choose,
+};
+pub use links::{Interface, Network, NodeInterfaces, links};

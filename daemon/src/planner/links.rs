@@ -1,0 +1,205 @@
+//! Which nodes can talk, from what they say about their interfaces.
+//!
+//! Promises: an address that no allowed network contains is never used; two nodes are joined where both have an address
+//! in one subnet on interfaces that are up; of several ways the same one is chosen every time.
+
+use core::net::IpAddr;
+
+use crate::model::{Link, LinkEnd, LinkKind, NodeId};
+
+/// A subnet, as `10.0.0.0/24`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network {
+    address: IpAddr,
+    prefix_bits: u8,
+}
+
+impl Network {
+    /// Parses `address/prefix`.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is no network: networks look like 10.0.0.0/24");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: IpAddr = address.trim().parse().map_err(|_| wrong())?;
+        let prefix_bits: u8 = prefix.trim().parse().map_err(|_| wrong())?;
+        if u32::from(prefix_bits) > bits_of(address) {
+            return Err(wrong());
+        }
+        Ok(Self { address, prefix_bits })
+    }
+
+    /// Whether the address lies in it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        masked(self.address, self.prefix_bits) == masked(address, self.prefix_bits)
+    }
+}
+
+fn bits_of(address: IpAddr) -> u32 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The subnet's bits; addresses of the two families never agree.
+fn masked(address: IpAddr, prefix_bits: u8) -> (bool, u128) {
+    let value = match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    };
+    let below = bits_of(address).saturating_sub(u32::from(prefix_bits));
+    (address.is_ipv4(), value.checked_shr(below).unwrap_or(0))
+}
+
+/// An interface of a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Administratively up, and not known to be without carrier.
+    pub usable: bool,
+    /// The loopback.
+    pub loopback: bool,
+    /// `address/prefix`.
+    pub addresses: Vec<String>,
+}
+
+/// What a node says about its interfaces.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeInterfaces {
+    /// Which node.
+    pub node: NodeId,
+    /// Of its machine: agents that share it are on one machine.
+    pub boot_id: String,
+    /// All of them.
+    pub interfaces: Vec<Interface>,
+}
+
+/// The best link of each pair of nodes that has one. Cost: pairs × addresses².
+#[must_use]
+pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
+    let usable: Vec<(&NodeInterfaces, Vec<Place>)> =
+        nodes.iter().map(|node| (node, places(node, allowed))).collect();
+    let mut found = Vec::new();
+    for (index, (one, one_places)) in usable.iter().enumerate() {
+        for (other, other_places) in &usable[index + 1..] {
+            let same_machine = !one.boot_id.is_empty() && one.boot_id == other.boot_id;
+            let best = one_places
+                .iter()
+                .flat_map(|a| other_places.iter().map(move |b| (a, b)))
+                .filter(|(a, b)| {
+                    a.loopback == b.loopback
+                        && a.subnet == b.subnet
+                        && if a.loopback { same_machine } else { same_machine || a.address != b.address }
+                })
+                .min_by_key(|(a, b)| (a.loopback, a.interface, a.address, b.interface, b.address));
+            let Some((a, b)) = best else { continue };
+            let kind = if a.loopback { LinkKind::Loopback } else { LinkKind::Network };
+            let (a, b) = (end(&one.node, a), end(&other.node, b));
+            let (a, b) = if a.node <= b.node { (a, b) } else { (b, a) };
+            found.push(Link { a, b, kind });
+        }
+    }
+    found.sort_by(|x, y| (&x.a.node, &x.b.node).cmp(&(&y.a.node, &y.b.node)));
+    found
+}
+
+struct Place<'a> {
+    interface: &'a str,
+    address: IpAddr,
+    subnet: (bool, u128),
+    loopback: bool,
+}
+
+fn end(node: &NodeId, place: &Place<'_>) -> LinkEnd {
+    LinkEnd {
+        node: node.clone(),
+        interface: place.interface.to_owned(),
+        address: place.address,
+        rdma_device: None,
+    }
+}
+
+fn places<'a>(node: &'a NodeInterfaces, allowed: &[Network]) -> Vec<Place<'a>> {
+    let mut places = Vec::new();
+    for interface in node.interfaces.iter().filter(|interface| interface.usable) {
+        for text in &interface.addresses {
+            let Ok(network) = Network::parse(text) else { continue };
+            if allowed.iter().any(|allowed| allowed.contains(network.address)) {
+                places.push(Place {
+                    interface: &interface.name,
+                    address: network.address,
+                    subnet: masked(network.address, network.prefix_bits),
+                    loopback: interface.loopback,
+                });
+            }
+        }
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, boot: &str, interfaces: &[(&str, bool, &str)]) -> NodeInterfaces {
+        NodeInterfaces {
+            node: name.into(),
+            boot_id: boot.to_owned(),
+            interfaces: interfaces
+                .iter()
+                .map(|(name, usable, address)| Interface {
+                    name: (*name).to_owned(),
+                    usable: *usable,
+                    loopback: *name == "lo",
+                    addresses: vec![(*address).to_owned()],
+                })
+                .collect(),
+        }
+    }
+
+    fn found(nodes: &[NodeInterfaces], allowed: &[&str]) -> Vec<String> {
+        let allowed: Vec<Network> = allowed.iter().map(|text| Network::parse(text).unwrap()).collect();
+        links(nodes, &allowed)
+            .into_iter()
+            .map(|link| format!("{}:{}-{}:{}", link.a.node, link.a.interface, link.b.node, link.b.interface))
+            .collect()
+    }
+
+    #[test]
+    fn only_listed_networks_join_and_only_over_interfaces_that_are_up() {
+        let nodes = [
+            node("a", "1", &[("en5", true, "10.0.0.1/30"), ("en0", true, "192.168.1.5/24")]),
+            node("b", "2", &[("en3", true, "10.0.0.2/30"), ("en0", true, "192.168.1.6/24")]),
+            node("c", "3", &[("en3", false, "10.0.1.2/30"), ("en0", true, "192.168.1.7/24")]),
+        ];
+        assert_eq!(found(&nodes, &["10.0.0.0/16"]), ["a:en5-b:en3"]);
+        assert_eq!(found(&nodes, &["192.168.1.0/24"]), ["a:en0-b:en0", "a:en0-c:en0", "b:en0-c:en0"]);
+        assert_eq!(found(&nodes, &[]), Vec::<String>::new(), "nothing listed, nothing used");
+    }
+
+    #[test]
+    fn loopback_joins_agents_of_one_machine_only() {
+        let agents =
+            [node("a", "1", &[("lo", true, "127.0.0.1/8")]), node("b", "1", &[("lo", true, "127.0.0.1/8")])];
+        assert_eq!(found(&agents, &["127.0.0.0/8"]), ["a:lo-b:lo"]);
+        let machines =
+            [node("a", "1", &[("lo", true, "127.0.0.1/8")]), node("b", "2", &[("lo", true, "127.0.0.1/8")])];
+        assert_eq!(found(&machines, &["127.0.0.0/8"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn networks_are_read_and_refused() {
+        let network = Network::parse("10.1.0.0/16").unwrap();
+        assert!(network.contains("10.1.200.3".parse().unwrap()));
+        assert!(!network.contains("10.2.0.3".parse().unwrap()));
+        assert!(!network.contains("::ffff:10.1.0.1".parse().unwrap()));
+        assert!(Network::parse("0.0.0.0/0").unwrap().contains("8.8.8.8".parse().unwrap()));
+        for wrong in ["10.0.0.0", "10.0.0.0/33", "x/8", "10.0.0.0/x", ""] {
+            assert_eq!(
+                Network::parse(wrong).unwrap_err(),
+                format!("\"{wrong}\" is no network: networks look like 10.0.0.0/24")
+            );
+        }
+    }
+}
