@@ -34,16 +34,18 @@ MAX_CHECKPOINT_TOKENS = 1 << 16
 class Engine:
     """The rows of one worker. All methods are called from one thread, between steps."""
 
-    def __init__(self, model, options, events):
+    def __init__(self, model, options, events, make_generator=Generator, share=lambda sampler: sampler):
+        """At rank 0 of a gang, `make_generator` takes the other ranks along and `share` lets them have what was drawn."""
         self._model = model
         self._options = options
         self._events = events
         self._sampler = sampling.BatchSampler()
-        self._generator = Generator(
+        self._rehearsing = False
+        self._generator = make_generator(
             model.network,
             self._begin,
             stop_tokens=[[token] for token in sorted(model.eos_tokens)],
-            sampler=self._sampler,
+            sampler=share(self._sampler),
             completion_batch_size=options.max_batch_rows,
             prefill_batch_size=min(options.prefill_batch_rows, options.max_batch_rows),
             prefill_step_size=options.prefill_step_tokens,
@@ -122,6 +124,24 @@ class Engine:
         """Gives back what the generator holds of the machine (its wired limit)."""
         self._generator.close()
 
+    @property
+    def stream(self):
+        """Where the generator computes."""
+        return self._generator.stream
+
+    def rehearse(self, prompt, max_tokens):
+        """The greedy answer to a prompt that is no row's, before any row has come."""
+        tokens = []
+        self._rehearsing = True
+        self._generator.insert([prompt], max_tokens=[max_tokens])
+        finished = False
+        while not finished:
+            for answer in self._generator.next()[1]:
+                tokens.append(answer.token)
+                finished = answer.finish_reason is not None
+        self._rehearsing = False
+        return tokens
+
     def step(self):
         """One step: every row in work gets a token or has a piece of its prompt read; rows leave, others enter."""
         self._queue_ahead()
@@ -196,6 +216,8 @@ class Engine:
 
     def _begin(self, uids):
         """Called by the generator, amid a step, before it reads the first of these rows' prompts."""
+        if self._rehearsing:
+            return
         rows = [self._queued.pop(uid) for uid in uids]
         for row in rows:
             self._active[row.uid] = row

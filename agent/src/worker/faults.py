@@ -9,6 +9,7 @@ MODEL_UNSUPPORTED = "model_unsupported"
 OUT_OF_MEMORY = "out_of_memory"
 GPU_FAULT = "gpu_fault"
 LINK_FAULT = "link_fault"
+CANARY_FAILED = "canary_failed"
 CRASHED = "crashed"
 
 # Memory first: Metal reports it inside "Command buffer execution failed" too.

@@ -20,6 +20,10 @@ class Generator(BatchGenerator):
         super().__init__(network, **options)
         self._on_begin = on_begin
 
+    def row_counts(self):
+        """(rows not begun, rows in work)."""
+        return len(self._unprocessed_sequences), len(self._prompt_batch) + len(self._generation_batch)
+
     def _make_batch(self, n):
         room = self.completion_batch_size - len(self._generation_batch) - len(self._prompt_batch)
         n = min(n, room)

@@ -7,6 +7,7 @@ memory piece by piece, so that signals are heeded meanwhile and no single GPU co
 
 import json
 import os
+import pathlib
 from dataclasses import dataclass
 
 import faults
@@ -36,17 +37,14 @@ class Model:
     names: TokenNames
 
 
-def load(name):
-    """Loads the model; raises `faults.Fatal`."""
-    local = _directory(name)
-    # Late, because it takes seconds and the agent wants a sign of life before.
-    from mlx_lm import utils
-
-    directory = local or _from_hub(name, utils)
-    _check_config(directory)
+def load(name, part_of=None):
+    """Loads the model, or a rank's part of it (see `_settle`); raises `faults.Fatal`."""
+    local, directory, utils = _find(name)
     try:
         network, tokenizer, config = utils.load(directory, lazy=True, return_config=True)
-        _bring_in(network)
+        network = _settle(network, config, part_of)
+    except faults.Fatal:
+        raise
     except Exception as error:
         raise _fatal(error, name) from error
     return Model(
@@ -60,6 +58,50 @@ def load(name):
         eos_tokens=frozenset(tokenizer.eos_token_ids),
         names=TokenNames(tokenizer),
     )
+
+
+def load_part(name, part_of):
+    """(network, model_type) of a rank that has no use for a tokenizer; raises `faults.Fatal`."""
+    _, directory, utils = _find(name)
+    try:
+        network, config = utils.load_model(pathlib.Path(directory), lazy=True)
+        return _settle(network, config, part_of), str(config["model_type"])
+    except faults.Fatal:
+        raise
+    except Exception as error:
+        raise _fatal(error, name) from error
+
+
+def _find(name):
+    """(the directory if it was named, the directory there is, mlx_lm.utils)."""
+    local = _directory(name)
+    # Late, because it takes seconds and the agent wants a sign of life before.
+    from mlx_lm import utils
+
+    directory = local or _from_hub(name, utils)
+    _check_config(directory)
+    return local, directory, utils
+
+
+def _settle(network, config, formed):
+    """What the generator runs, its weights in memory: the network, or this rank's part (formation.Formed)."""
+    if formed is None:
+        from mlx.utils import tree_flatten
+
+        _bring_in([weight for _, weight in tree_flatten(network.parameters())])
+        return network
+    if formed.gang.spans:
+        import pipeline
+
+        part = pipeline.Stage(network, formed.gang, formed.group)
+        _bring_in(part.weights())
+        return part
+    import tensor
+
+    part = tensor.Share(network, config, formed.gang, formed.group)
+    # Each weight is read whole and cut, so that as many bytes pass through memory.
+    _bring_in(part.weights(), PIECE_BYTES // formed.gang.world_size)
+    return part
 
 
 def _directory(name):
@@ -100,15 +142,14 @@ def _check_config(directory):
         raise faults.Fatal(faults.MODEL_UNREADABLE, f'{path} names no "model_type"')
 
 
-def _bring_in(network):
+def _bring_in(weights, piece_bytes=PIECE_BYTES):
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
     piece, size = [], 0
-    for _, weight in tree_flatten(network.parameters()):
+    for weight in weights:
         piece.append(weight)
         size += weight.nbytes
-        if size >= PIECE_BYTES:
+        if size >= piece_bytes:
             mx.eval(piece)
             piece, size = [], 0
     mx.eval(piece)

@@ -2,6 +2,7 @@
 
 Promises: stdout carries events and nothing else, whatever libraries print; the process ends by itself when its stdin
 does (exit 0), when it is told to (0), and with a `fatal` event (exit 3) when it cannot go on; it never lingers at exit.
+An independent worker and a rank of a gang differ in what `init` says.
 """
 
 import os
@@ -39,11 +40,13 @@ EXIT_FATAL = 3
 class Termination:
     """Whether SIGTERM has come. Until there is anything to hand back it ends the process at once, be it amid a download.
 
-    SIGINT is ignored: a terminal's Ctrl-C reaches the agent, which decides.
+    SIGINT is ignored: a terminal's Ctrl-C reaches the agent, which decides. A rank that waits for rank 0 to end it can be
+    ended by a second SIGTERM.
     """
 
     def __init__(self, inbox):
         self.gently = False
+        self.at_second = False
         self._asked = False
         self._inbox = inbox
         signal.signal(signal.SIGTERM, self._handle)
@@ -53,7 +56,7 @@ class Termination:
         return self._asked
 
     def _handle(self, _number, _frame):
-        if not self.gently:
+        if not self.gently or (self.at_second and self._asked):
             os._exit(EXIT_ORDERLY)
         self._asked = True
         self._inbox.wake()
@@ -65,6 +68,9 @@ def serve(inbox, events, terminated):
     while (command := inbox.take(worker.IDLE_INTERVAL_S)) is None:
         pass
     options = worker.parse_init(command)
+    if options.gang is not None:
+        _serve_gang(options, inbox, events, terminated)
+        return
     engine = _load(options, events, terminated)
     worker.Worker(engine, inbox, events, terminated).run()
     engine.close()
@@ -78,23 +84,102 @@ def _load(options, events, terminated):
 
     model = loader.load(options.model)
     terminated.gently = True
-    import mlx.core as mx
     from engine import Engine
 
     engine = Engine(model, options, events)
+    load_ms = _ms_since(started)
+    news = {}
+    if options.canary is not None:
+        import canary
+
+        news["canary"] = {"tokens": canary.answer_alone(engine, model, options.canary)}
+    _ready(events, load_ms, model.has_chat_template, model.model_type, news)
+    return engine
+
+
+def _serve_gang(options, inbox, events, terminated):
+    """A rank's life: meet, load, try, serve."""
+    import channel
+    import formation
+
+    gang = options.gang
+    link = (channel.Leading if gang.leads else channel.Following)(gang, events, inbox.wake)
+    try:
+        formed = formation.form(gang, link, events)
+        (_lead if gang.leads else _follow)(formed, options, inbox, events, terminated)
+    except BaseException as error:
+        link.fail(_fatal_event(error)["message"])
+        raise
+
+
+def _lead(formed, options, inbox, events, terminated):
+    started = time.monotonic()
+    from functools import partial
+
+    import canary
+    import loader
+    import lockstep
+    from engine import Engine
+    from leader import Leader
+
+    model = loader.load(options.model, formed)
+    terminated.gently = True
+    engine = Engine(
+        model,
+        options,
+        events,
+        partial(lockstep.LeadingGenerator, formed.channel),
+        partial(lockstep.Lead, formed=formed),
+    )
+    load_ms = _ms_since(started)
+    # Each rank has its own disk; the agent's patience for a load is the limit, not ours.
+    formed.channel.collect("loaded")
+    tried = time.monotonic()
+    formed.channel.announce(
+        {"op": "begin", "stop_tokens": sorted(model.eos_tokens), "has_chat_template": model.has_chat_template}
+    )
+    tokens = canary.lead_prompt(formed, engine, model)
+    news = {"canary": {"tokens": tokens, "all_reduce_ms": formed.all_reduce_ms, "prompt_ms": _ms_since(tried)}}
+    _ready(events, load_ms, model.has_chat_template, model.model_type, {**news, **formed.timings})
+    Leader(engine, inbox, events, terminated, formed).run()
+    engine.close()
+
+
+def _follow(formed, options, inbox, events, terminated):
+    started = time.monotonic()
+    import loader
+    from follower import Follower
+
+    network, model_type = loader.load_part(options.model, formed)
+    terminated.gently = terminated.at_second = True
+    load_ms = _ms_since(started)
+    formed.channel.report({"op": "loaded"})
+    follower = Follower(formed, network, options, inbox, events)
+    begin = follower.rehearse()
+    _ready(events, load_ms, begin["has_chat_template"], model_type, formed.timings)
+    follower.run()
+
+
+def _ready(events, load_ms, has_chat_template, model_type, news):
+    import mlx.core as mx
+
     # What is alive now stays alive: without it every full collection walks a million objects of the libraries.
     gc.collect()
     gc.freeze()
     events.send(
         {
             "ev": "ready",
-            "load_ms": round((time.monotonic() - started) * 1000),
+            "load_ms": load_ms,
             "peak_memory_bytes": mx.get_peak_memory(),
-            "has_chat_template": model.has_chat_template,
-            "model_type": model.model_type,
+            "has_chat_template": has_chat_template,
+            "model_type": model_type,
+            **news,
         }
     )
-    return engine
+
+
+def _ms_since(started):
+    return round((time.monotonic() - started) * 1000)
 
 
 def _versions():
@@ -123,7 +208,7 @@ def main():
         code = EXIT_ORDERLY
     except BaseException as error:
         traceback.print_exc()
-        events.send(_fatal_event(error))
+        events.last(_fatal_event(error))
         code = EXIT_FATAL
     sys.stderr.flush()
     # Not sys.exit: threads of libraries, and MLX's own teardown, could keep the process.

@@ -20,6 +20,9 @@ MAX_DEPTH = 64
 # How often a reader that waits for room looks whether the agent still lives.
 ROOM_CHECK_S = 0.2
 
+# For another thread's last event to be written, or the pipe to have room: the agent reads at once or is gone.
+LAST_WAIT_S = 1.0
+
 _READ_BYTES = 1 << 18
 
 
@@ -74,11 +77,15 @@ def _shallow(line):
 
 
 class Events:
-    """The worker's side of the event stream. Used from one thread."""
+    """The worker's side of the event stream. Used from one thread, but for `last`."""
 
     def __init__(self, fd):
         self._fd = fd
         self._pending = []
+        self._ended = threading.Lock()
+
+    def fileno(self):
+        return self._fd
 
     def add(self, event):
         """Writes the event with the next flush."""
@@ -104,6 +111,17 @@ class Events:
         """Writes the event now."""
         self.add(event)
         self.flush()
+
+    def last(self, event):
+        """Writes the event as the last of all, from any thread: only the first of these calls writes anything.
+
+        A thread that calls this does so because the one that writes is blocked. Should it be blocked in writing, because
+        nobody reads, then nobody would read this either.
+        """
+        if not self._ended.acquire(timeout=LAST_WAIT_S):
+            return
+        if select.select([], [self._fd], [], LAST_WAIT_S)[1]:
+            self.send(event)
 
 
 class Inbox:

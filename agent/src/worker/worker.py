@@ -4,12 +4,13 @@ Promises: commands take effect at step boundaries, in the order they came; an id
 so once a second; after `finish`, `checkpoint` or SIGTERM every row that came in has a result or is named in `returned`,
 and the process exits 0.
 
-A gang (several ranks, one model) will share `_take_commands` between its ranks: all that steers the engine passes there.
+Rank 0 of a gang is a worker like any other (leader.py adds to it); the other ranks do as it does (follower.py).
 """
 
 from dataclasses import dataclass
 
 import faults
+from gang import Canary, Gang, parse_canary, parse_gang
 from protocol import MalformedCommand
 
 PROTOCOL = 1
@@ -32,6 +33,10 @@ class Options:
     default_max_tokens: int
     job: str
     seed_base: str
+    # None for an independent worker.
+    gang: Gang | None = None
+    # What an independent worker answers before it is ready, so that a gang's answer can be held against it.
+    canary: Canary | None = None
 
 
 def parse_init(command):
@@ -53,8 +58,6 @@ def parse_init(command):
             raise MalformedCommand(f'"{name}" of init must be a string')
         return value
 
-    if command.get("world_size", 1) != 1:
-        raise MalformedCommand("this worker cannot be a rank of a gang")
     return Options(
         model=text("model"),
         max_batch_rows=count("max_batch_rows"),
@@ -64,6 +67,8 @@ def parse_init(command):
         default_max_tokens=count("default_max_tokens"),
         job=text("job"),
         seed_base=text("seed_base"),
+        gang=parse_gang(command),
+        canary=parse_canary(command.get("canary")),
     )
 
 

@@ -164,8 +164,14 @@ def run(loaded, rows, arriving_every=0, **changes):
 class WorkerProcess:
     """A real worker process and the agent's end of its pipes. Ends with the `with` block, whatever happens."""
 
-    def __init__(self, directory, **changes):
-        environment = {"PATH": os.environ["PATH"], "HOME": str(scratch()), "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
+    def __init__(self, directory, environment=None, **changes):
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(scratch()),
+            "LANG": "C.UTF-8",
+            "HF_HUB_OFFLINE": "1",
+            **(environment or {}),
+        }
         self.log = open(scratch() / f"worker-{time.monotonic_ns()}.log", "w+b")
         self.process = subprocess.Popen(
             [sys.executable, "-E", "-s", "-B", "-u", str(WORKER / "main.py")],
