@@ -19,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Settings,
     epochs::{self, Epochs},
+    gang::{files::Files, starts::Starts},
     ledger::{self, Ledger},
     leftovers, lock,
     lock::InstanceLock,
     logging::LogStore,
-    probe, runtime, session, spool, supervisor,
+    model, probe, runtime, session,
+    session::inspections::Inspector,
+    spool, supervisor,
     worker::{
         code,
         process::{Launcher, LauncherOptions},
@@ -82,6 +85,9 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let probe = probe::watch::run(native).map_err(io("start the probe's thread"))?;
     let boot_id = probe.subscribe().borrow().boot_id.clone();
     let leftovers = end_leftovers(records_dir.clone(), boot_id.clone()).await?;
+    // Behind the leftovers: nobody reads these any more.
+    let gang_files = Files::open(dir.join("gangs")).map_err(io("make the directory for gangs"))?;
+    let jaccl_starts = Starts::open(&dir.join("jaccl-starts.json"), boot_id.as_deref());
     let store = spool::Store::open(spool::Options {
         dir: dir.join("spool"),
         max_bytes: settings.spool_max_bytes,
@@ -109,6 +115,9 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             boot_id,
             max_workers: settings.max_workers,
             model_roots: settings.model_roots.clone(),
+            node_id: settings.node_id.clone(),
+            jaccl_starts,
+            gang_files,
             grace: settings.worker_grace,
             leftovers,
         },
@@ -119,7 +128,12 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         controller: settings.controller,
         node_id: settings.node_id,
         instance_id: fresh_id(),
+        inspector: Inspector::new(
+            settings.model_roots.clone(),
+            model::Place::of_workers(dir.clone(), settings.hf_home.clone()),
+        ),
         model_roots: settings.model_roots,
+        memory_budget_bytes: settings.memory_budget_bytes,
         supervisor,
         spool: spool.clone(),
         logs,

@@ -4,6 +4,7 @@
 //! not fit.
 
 use std::{
+    env,
     ffi::OsString,
     io::{self, Write as _},
     path::PathBuf,
@@ -16,9 +17,11 @@ use nightshift_agent::{
     agent,
     config::{self, Overrides, Settings},
     logging::{self, LogStore},
+    model,
     paths::Surroundings,
     probe, runtime,
 };
+use prost::Message as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +42,21 @@ enum Command {
     Runtime(Runtime),
     /// Print what this machine says about itself.
     Probe(Probe),
+    /// Print what a model on this machine consists of; reads no weights.
+    Model(Model),
+}
+
+#[derive(Debug, Args)]
+struct Model {
+    /// A directory, or a name of the model hub that is in its cache here.
+    #[arg(value_name = "DIR|NAME")]
+    model: String,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Write the report as agents send it.
+    #[arg(long, hide = true, conflicts_with = "json")]
+    protobuf: bool,
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +76,9 @@ struct Run {
     /// Use the Python runtime here: the virtual environment itself.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
+    /// What a model may take of this machine's memory; without it, three quarters, or what the GPU driver allows.
+    #[arg(long, value_name = "MIB")]
+    memory_budget_mib: Option<u64>,
     /// Log into daily files here, 14 of them kept, and not to stderr.
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
@@ -181,6 +202,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Probe(arguments) => print_probe(arguments),
+        Command::Model(arguments) => print_model(&arguments),
     }
 }
 
@@ -191,6 +213,7 @@ async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
         state_dir: arguments.state_dir,
         node_id: arguments.node_id,
         runtime_dir: arguments.runtime_dir,
+        memory_budget_mib: arguments.memory_budget_mib,
         log_dir: arguments.log_dir,
         boot_id: arguments.boot_id,
         ..Overrides::default()
@@ -264,6 +287,23 @@ fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
     let seen = probe::native(probe::Options { state_dir: existing, boot_id: arguments.boot_id }).observe();
     let text = if arguments.json { serde_json::to_string(&seen)? } else { probe::text::describe(&seen) };
     writeln!(io::stdout().lock(), "{}", text.trim_end()).context("cannot write to stdout")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Of any directory a person names: where workers may load from is no concern here.
+fn print_model(arguments: &Model) -> anyhow::Result<ExitCode> {
+    let place = model::Place::of_workers(env::current_dir()?, None);
+    let found = model::find(&arguments.model, &[], &place)?;
+    let mut out = io::stdout().lock();
+    let written = if arguments.protobuf {
+        out.write_all(&found.report.encode_to_vec())
+    } else {
+        let summary = model::text::summary(&found);
+        let text =
+            if arguments.json { serde_json::to_string(&summary)? } else { model::text::describe(&summary) };
+        writeln!(out, "{text}")
+    };
+    written.and_then(|()| out.flush()).context("cannot write to stdout")?;
     Ok(ExitCode::SUCCESS)
 }
 

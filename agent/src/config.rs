@@ -77,6 +77,8 @@ pub struct Overrides {
     pub max_workers: Option<usize>,
     /// How long a worker may take to stop gently when the agent stops.
     pub worker_grace_ms: Option<u64>,
+    /// What a model may take of this machine's memory, in MiB; without it, three quarters, or what the GPU driver allows.
+    pub memory_budget_mib: Option<u64>,
     /// Bound of the spool of results the controller has not acknowledged.
     pub spool_max_bytes: Option<u64>,
     /// `HF_HOME` for workers: where models of the hub are cached.
@@ -114,6 +116,7 @@ impl Overrides {
             model_roots: self.model_roots.or(below.model_roots),
             max_workers: self.max_workers.or(below.max_workers),
             worker_grace_ms: self.worker_grace_ms.or(below.worker_grace_ms),
+            memory_budget_mib: self.memory_budget_mib.or(below.memory_budget_mib),
             spool_max_bytes: self.spool_max_bytes.or(below.spool_max_bytes),
             hf_home: self.hf_home.or(below.hf_home),
             hf_hub_offline: self.hf_hub_offline.or(below.hf_hub_offline),
@@ -140,6 +143,8 @@ pub struct Settings {
     pub max_workers: usize,
     /// See [`Overrides::worker_grace_ms`].
     pub worker_grace: Duration,
+    /// See [`Overrides::memory_budget_mib`]; in bytes.
+    pub memory_budget_bytes: Option<u64>,
     /// See [`Overrides::spool_max_bytes`].
     pub spool_max_bytes: u64,
     /// See [`Overrides::hf_home`].
@@ -184,6 +189,7 @@ impl Settings {
             model_roots: given.model_roots.unwrap_or_default(),
             max_workers,
             worker_grace: Duration::from_millis(given.worker_grace_ms.unwrap_or(DEFAULT_WORKER_GRACE_MS)),
+            memory_budget_bytes: given.memory_budget_mib.map(memory_budget_bytes).transpose()?,
             spool_max_bytes: given.spool_max_bytes.unwrap_or(DEFAULT_SPOOL_MAX_BYTES),
             hf_home: given.hf_home,
             hf_hub_offline: given.hf_hub_offline,
@@ -191,6 +197,14 @@ impl Settings {
             boot_id: given.boot_id,
         })
     }
+}
+
+/// From 1 MiB on; that it is more than the machine has does no harm, since its memory counts too.
+fn memory_budget_bytes(mib: u64) -> Result<u64, Error> {
+    mib.checked_mul(1 << 20).filter(|bytes| *bytes > 0).ok_or_else(|| Error::Value {
+        key: "memory_budget_mib",
+        problem: format!("{mib} is no amount of memory; leave it out for the default"),
+    })
 }
 
 /// The runtime directory: as given, else `$NIGHTSHIFT_RUNTIME_DIR`, else the default.
@@ -312,6 +326,16 @@ mod tests {
             assert!(error.starts_with("controller: ") && error.contains(says), "{error}");
         }
         assert!(resolve(Overrides { controller: Some("[::1]:7400".into()), ..Default::default() }).is_ok());
+    }
+
+    #[test]
+    fn a_memory_budget_is_given_in_mebibytes() {
+        let budget = |mib| resolve(Overrides { memory_budget_mib: mib, ..Default::default() });
+        assert_eq!(budget(None).unwrap().memory_budget_bytes, None);
+        assert_eq!(budget(Some(102_400)).unwrap().memory_budget_bytes, Some(102_400 << 20));
+        for bad in [0, u64::MAX] {
+            assert!(budget(Some(bad)).unwrap_err().starts_with("memory_budget_mib: "));
+        }
     }
 
     #[test]

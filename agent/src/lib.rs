@@ -6,6 +6,8 @@
 //! * a worker never outlives its agent by more than the moment its input takes to close, and what is left behind by a
 //!   killed agent is found and ended at the next start (see [`leftovers`]);
 //! * a worker of an old launch is never started (see [`epochs`]);
+//! * a rank of a sharded run that cannot work is refused before it is started (see [`gang`]);
+//! * what a model weighs is told without reading its weights (see [`model`]);
 //! * it works on without the controller, and costs next to nothing while there is nothing to do.
 //!
 //! ```text
@@ -24,11 +26,13 @@ pub mod agent;
 pub mod config;
 pub mod durable;
 pub mod epochs;
+pub mod gang;
 pub mod ledger;
 pub mod leftovers;
 pub mod link_prep;
 pub mod lock;
 pub mod logging;
+pub mod model;
 pub mod paths;
 pub mod probe;
 pub mod runtime;

@@ -9,8 +9,9 @@ use std::{
 
 use clap::Parser as _;
 
-/// For epochs, leftovers and locks, which wait for the disk one at a time.
-const BLOCKING_THREADS: usize = 4;
+/// For epochs, leftovers and locks, which wait for the disk one at a time, and beside them as many inspections of models as
+/// there may be at once, each of which reads for seconds where a disk is slow.
+const BLOCKING_THREADS: usize = 4 + nightshift_agent::session::inspections::MAX_AT_ONCE;
 
 fn main() -> ExitCode {
     let arguments = commands::Arguments::parse();

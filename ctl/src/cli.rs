@@ -59,6 +59,8 @@ pub enum Command {
     Status(commands::status::Args),
     /// Submit a job: a file of rows, or of prompts
     Submit(commands::submit::Args),
+    /// Say where a model fits and how it would run, here or on machines you do not have yet
+    Plan(commands::plan::Args),
     /// List jobs
     Jobs(commands::jobs::Args),
     /// Show one job
@@ -95,6 +97,7 @@ impl Command {
         match self {
             Command::Status(args) => commands::status::run(args, app).await,
             Command::Submit(args) => commands::submit::run(args, app).await,
+            Command::Plan(args) => commands::plan::run(args, app).await,
             Command::Jobs(args) => commands::jobs::run(args, app).await,
             Command::Job(args) => commands::job::run(args, app).await,
             Command::Watch(args) => commands::watch::run(args, app).await,

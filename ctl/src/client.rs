@@ -31,6 +31,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A controller answers from memory; one that takes longer hangs or swaps.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For a plan the controller asks the nodes, which read the headers of a model's files: seconds on a cold disk.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How soon a connection without traffic is noticed to be dead: interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -216,6 +219,12 @@ impl Client {
         answer(address, rpc.resume_job(request)).await.map_err(look_in(ALL_JOBS))
     }
 
+    /// `Plan`.
+    pub async fn plan(&mut self, request: v1::PlanRequest) -> Result<v1::PlanReply> {
+        let Client { rpc, address } = self;
+        answer_within(PLAN_TIMEOUT, address, rpc.plan(request)).await
+    }
+
     /// `ListNodes`.
     pub async fn nodes(&mut self) -> Result<Vec<v1::Node>> {
         let Client { rpc, address } = self;
@@ -290,13 +299,18 @@ impl<T> Messages<T> {
 }
 
 async fn answer<T>(address: &Address, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
-    match timeout(ANSWER_TIMEOUT, call).await {
+    answer_within(ANSWER_TIMEOUT, address, call).await
+}
+
+async fn answer_within<T>(
+    limit: Duration,
+    address: &Address,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T> {
+    match timeout(limit, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(from_status(address, &status)),
-        Err(_) => {
-            Err(address
-                .unreachable(format!("connected, but no answer within {} s", ANSWER_TIMEOUT.as_secs())))
-        }
+        Err(_) => Err(address.unreachable(format!("connected, but no answer within {} s", limit.as_secs()))),
     }
 }
 

@@ -1,12 +1,12 @@
 //! The exit codes of `clusterctl`. They are public API: scripts may rely on them, and a change is a breaking change.
 //!
-//! | code | `status` | `watch`, `submit --watch` | everything else |
-//! | --- | --- | --- | --- |
-//! | 0 | healthy | every job followed has completed | done |
-//! | 1 | degraded: something needs a person's eye | a job failed or was cancelled | refused or failed; nothing was changed unless said |
-//! | 2 | unreachable | unreachable, or lost for longer than it waits | unreachable, or the connection broke |
-//! | 64 | the command line is wrong | same | same |
-//! | 130 | — | left with Ctrl-C; the jobs go on | stopped with Ctrl-C |
+//! | code | `status` | `plan` | `watch`, `submit --watch` | everything else |
+//! | --- | --- | --- | --- | --- |
+//! | 0 | healthy | it fits | every job followed has completed | done |
+//! | 1 | degraded: something needs a person's eye | it does not fit, or there is nothing to plan with | a job failed or was cancelled | refused or failed; nothing was changed unless said |
+//! | 2 | unreachable | unreachable | unreachable, or lost for longer than it waits | unreachable, or the connection broke |
+//! | 64 | the command line is wrong | same | same | same |
+//! | 130 | — | stopped with Ctrl-C | left with Ctrl-C; the jobs go on | stopped with Ctrl-C |
 //!
 //! A reader that goes away (`clusterctl results j7 | head`) is no error: the exit code is 0.
 
@@ -15,9 +15,9 @@ use std::process::ExitCode;
 /// How a run of `clusterctl` ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Done; for `status`: healthy.
+    /// Done; for `status`: healthy; for `plan`: it fits.
     Ok,
-    /// Refused or failed; for `status`: degraded.
+    /// Refused or failed; for `status`: degraded; for `plan`: it does not fit.
     Failed,
     /// No controller answered, or the connection to it broke.
     Unreachable,
@@ -49,8 +49,8 @@ impl From<Exit> for ExitCode {
 /// What `clusterctl --help` says about them.
 pub(crate) const HELP: &str = "\
 Exit codes:
-  0    done; status: healthy
-  1    refused or failed; status: degraded
+  0    done; status: healthy; plan: it fits
+  1    refused or failed; status: degraded; plan: it does not fit
   2    the controller is unreachable
   64   wrong usage
   130  stopped with Ctrl-C";

@@ -3,6 +3,7 @@
 //! ```text
 //! cli ── commands/* ── client ── (gRPC) ── clusterd
 //!            │
+//!            ├── siblings ── (stdin, stdout) ── clusterd, cluster-agent   (`plan --nodes`)
 //!            └── output: views ─┬─ human  (sentences, tables; stdout)
 //!                               └─ json   (--output json; stdout)
 //! ```
@@ -20,6 +21,7 @@ pub mod commands;
 pub mod error;
 pub mod exit;
 pub mod output;
+mod siblings;
 
 use client::{ADDRESS_VARIABLE, Address, Client};
 use error::{Error, Result};

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::recovery::Policy;
+use crate::{planner::Network, recovery::Policy};
 
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct Config {
     pub agents: Agents,
     /// How jobs are run when they do not say.
     pub jobs: Jobs,
+    /// How a model is run over several nodes.
+    pub gangs: Gangs,
     /// How faults are answered.
     pub recovery: Recovery,
     /// How much is accepted.
@@ -95,6 +97,43 @@ impl Default for Jobs {
             checkpoint_interval_ms: policy.checkpoint_interval_ms,
             default_max_tokens: policy.default_max_tokens,
         }
+    }
+}
+
+/// Section `[gangs]`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gangs {
+    /// Networks whose addresses the ranks of a sharded model may use among themselves; no others are ever used.
+    pub networks: Vec<String>,
+    /// How long the ranks of a gang may take to find one another.
+    pub rendezvous_ms: u64,
+    /// How long nodes and links must stay as they are before a gang is planned over them.
+    pub settle_ms: u64,
+    /// The first port that ranks listen on.
+    pub first_port: u16,
+    /// How many ports there are for them.
+    pub ports: u16,
+}
+
+impl Default for Gangs {
+    fn default() -> Self {
+        let policy = Policy::default();
+        Self {
+            networks: Vec::new(),
+            rendezvous_ms: policy.gang_rendezvous_ms,
+            settle_ms: policy.gang_settle_ms,
+            first_port: policy.gang_first_port,
+            ports: policy.gang_ports,
+        }
+    }
+}
+
+impl Gangs {
+    /// The networks, checked by [`Config::validate`].
+    #[must_use]
+    pub fn networks(&self) -> Vec<Network> {
+        self.networks.iter().filter_map(|text| Network::parse(text).ok()).collect()
     }
 }
 
@@ -234,7 +273,12 @@ impl Config {
             return refuse("controller.listen", &self.controller.listen, why);
         }
         let positive = "it must be at least 1";
-        let at_least_one: [(&'static str, u64); 11] = [
+        if self.gangs.first_port.checked_add(self.gangs.ports).is_none() || self.gangs.first_port < 1024 {
+            let why =
+                "ports from first_port on, as many as gangs.ports says, must lie between 1024 and 65535";
+            return refuse("gangs.first_port", &self.gangs.first_port, why);
+        }
+        let at_least_one: [(&'static str, u64); 13] = [
             ("agents.heartbeat_interval_ms", self.agents.heartbeat_interval_ms),
             ("agents.observation_interval_ms", self.agents.observation_interval_ms),
             ("agents.progress_interval_ms", self.agents.progress_interval_ms),
@@ -244,11 +288,16 @@ impl Config {
             ("jobs.checkpoint_interval_ms", self.jobs.checkpoint_interval_ms),
             ("jobs.default_max_tokens", u64::from(self.jobs.default_max_tokens)),
             ("recovery.failures_before_pause", u64::from(self.recovery.failures_before_pause)),
+            ("gangs.rendezvous_ms", self.gangs.rendezvous_ms),
+            ("gangs.ports", u64::from(self.gangs.ports)),
             ("limits.max_row_bytes", self.limits.max_row_bytes),
             ("limits.max_rows", u64::from(self.limits.max_rows)),
         ];
         if let Some((key, value)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return refuse(key, &value, positive);
+        }
+        if let Some(wrong) = self.gangs.networks.iter().find(|text| Network::parse(text).is_err()) {
+            return refuse("gangs.networks", wrong, "a network looks like 10.0.0.0/24");
         }
         if self.recovery.node_silent_ms < 2 * self.agents.heartbeat_interval_ms {
             let why = "it must be at least two heartbeat intervals, or one late heartbeat would cost a node its rows";
@@ -279,6 +328,11 @@ impl Config {
             checkpoint_interval_ms: self.jobs.checkpoint_interval_ms,
             default_max_tokens: self.jobs.default_max_tokens,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
+            gang_networks: self.gangs.networks(),
+            gang_rendezvous_ms: self.gangs.rendezvous_ms,
+            gang_settle_ms: self.gangs.settle_ms,
+            gang_first_port: self.gangs.first_port,
+            gang_ports: self.gangs.ports,
         }
     }
 
@@ -367,6 +421,15 @@ fn note_on(key: &str) -> Option<&'static str> {
             "Between checkpoints of unfinished rows: the most generation a crash can cost."
         }
         "jobs.default_max_tokens" => "Tokens a row may generate when neither it nor its job says.",
+        "gangs.networks" => {
+            "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\"; no others are used."
+        }
+        "gangs.rendezvous_ms" => "How long the ranks of a gang may take to find one another.",
+        "gangs.settle_ms" => {
+            "How long nodes and links must stay as they are before a gang is planned over them."
+        }
+        "gangs.first_port" => "The first port that ranks listen on.",
+        "gangs.ports" => "How many ports there are for ranks, from the first one on; used in turn.",
         "recovery.node_silent_ms" => "Without a word for this long, a node's rows go to others.",
         "recovery.adopt_grace_ms" => "How long a restarted controller waits for the workers it had.",
         "recovery.restart_base_ms" => {
@@ -450,6 +513,8 @@ mod tests {
         assert!(broken.starts_with("the configuration file FILE is refused: line 1: "), "{broken}");
         let silent = parse("[recovery]\nnode_silent_ms = 1500\n").unwrap_err();
         assert!(silent.contains("at least two heartbeat intervals"), "{silent}");
+        let network = parse("[gangs]\nnetworks = [\"10.0.0.0/24\", \"en5\"]\n").unwrap_err();
+        assert_eq!(network, "gangs.networks = en5 is refused: a network looks like 10.0.0.0/24");
         let row = parse("[limits]\nmax_row_bytes = 30000000\n").unwrap_err();
         assert!(row.contains("must fit a message"), "{row}");
     }

@@ -4,6 +4,7 @@
 mod effects;
 mod handle;
 mod logs;
+mod models;
 mod requests;
 mod view;
 
@@ -22,11 +23,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use handle::{Handle, JobFiles, OpenSession, Refusal, SessionTicket};
+pub(crate) use models::NodeReport;
 
 use crate::{
     config::Config,
     ledger::{self, InputReader},
-    model::{EventDraft, JobId, NodeId, Severity},
+    model::{Epoch, EventDraft, JobId, NodeId, Severity},
     recovery::{CommittedRow, Event, Machine, Now, SessionId},
 };
 
@@ -78,6 +80,8 @@ struct Display {
     observation: Option<v1::Observation>,
     runtime: Option<v1::RuntimeStatus>,
     agent_version: String,
+    /// What its configuration lets a model take; 0: nothing said.
+    memory_budget_bytes: u64,
 }
 
 struct Driver {
@@ -91,6 +95,9 @@ struct Driver {
     displays: BTreeMap<NodeId, Display>,
     inputs: HashMap<JobId, InputReader>,
     logs: logs::Requests,
+    questions: models::Questions,
+    /// Of the newest gang started: all its ranks are started in one go.
+    gang_secret: Option<((JobId, Epoch), [u8; 32])>,
     /// Jobs whose newest record is not on disk because it could not be written.
     unrecorded: std::collections::BTreeSet<JobId>,
     /// Why the ledger cannot be waited for any longer.
@@ -132,6 +139,8 @@ pub fn run(
         displays: BTreeMap::new(),
         inputs: HashMap::new(),
         logs: logs::Requests::default(),
+        questions: models::Questions::default(),
+        gang_secret: None,
         unrecorded: std::collections::BTreeSet::new(),
         stuck: None,
         next_job: options.replay.next_job,

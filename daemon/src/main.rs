@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 /// The controller of Nightshift: keeps the job ledger, hands out rows, and keeps the night going.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "clusterd", version)]
 struct Args {
     /// Read this configuration file, and read it again when it changes
     #[arg(long, value_name = "FILE")]
@@ -30,6 +30,39 @@ struct Args {
     /// Print the configuration in force, with defaults, and end
     #[arg(long)]
     print_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Read a PlanRequest from stdin and write the PlanReply to stdout, both encoded; what `clusterctl plan --nodes` runs
+    #[command(hide = true)]
+    OfflinePlan,
+}
+
+/// A model's report is a few hundred kilobytes; whatever is longer than a message of the protocol is none.
+const MOST_REQUEST_BYTES: u64 = nightshift_proto::MAX_MESSAGE_BYTES as u64;
+
+fn offline_plan() -> anyhow::Result<()> {
+    use std::io::{Read as _, Write as _};
+
+    use prost::Message as _;
+
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .take(MOST_REQUEST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .context("cannot read the request from stdin")?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= MOST_REQUEST_BYTES,
+        "the request on stdin is longer than {MOST_REQUEST_BYTES} bytes"
+    );
+    let request = nightshift_proto::v1::PlanRequest::decode(bytes.as_slice()).context(
+        "what is on stdin is no PlanRequest: this command is for clusterctl, run `clusterctl plan --help`",
+    )?;
+    let reply = nightshift_daemon::rpc::plan_offline(&request).encode_to_vec();
+    std::io::stdout().write_all(&reply).context("cannot write the plan")
 }
 
 fn main() -> ExitCode {
@@ -45,6 +78,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(Command::OfflinePlan) = args.command {
+        return offline_plan();
+    }
     let overlay = Overlay { listen: args.listen, state_dir: args.state_dir };
     let mut config = Config::load(args.config.as_deref())?;
     overlay.apply(&mut config);

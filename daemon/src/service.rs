@@ -68,6 +68,19 @@ pub enum Error {
     Driver(#[from] tokio::task::JoinError),
 }
 
+/// Prompts and answers are nobody else's business; a directory that is there already is left as it is.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
 /// Runs until `cancel` is cancelled, then stops in order: no new calls, connections ended, ledger flushed.
 ///
 /// # Errors
@@ -76,7 +89,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     let Options { config, config_file, overlay } = options;
     let state_dir = config.controller.state_dir.clone();
     let unusable = |source| Error::StateDir { path: state_dir.clone(), source };
-    fs::create_dir_all(&state_dir).map_err(unusable)?;
+    private_dir(&state_dir).map_err(unusable)?;
     let _lock = lock(&state_dir)?;
     let ledger_id = ledger_id(&state_dir).map_err(unusable)?;
     let address = config.controller.listen;

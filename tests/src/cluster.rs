@@ -39,6 +39,7 @@ pub struct ClusterBuilder {
     agents: usize,
     config: Option<String>,
     controller_state: Option<PathBuf>,
+    memory_budget_mib: Option<u64>,
     log: ExpectedLog,
 }
 
@@ -76,6 +77,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn config(mut self, toml: &str) -> Self {
         self.config = Some(toml.to_owned());
+        self
+    }
+
+    /// What every node lets a model take, in place of what the machine has.
+    #[must_use]
+    pub fn memory_budget_mib(mut self, mib: u64) -> Self {
+        self.memory_budget_mib = Some(mib);
         self
     }
 
@@ -117,6 +125,7 @@ impl ClusterBuilder {
         let control = Control::new(&address);
         let mut cluster = Cluster {
             configured: self.config.is_some(),
+            memory_budget_mib: self.memory_budget_mib,
             controller_dir,
             address,
             control,
@@ -139,6 +148,7 @@ impl ClusterBuilder {
 #[derive(Debug)]
 pub struct Cluster {
     configured: bool,
+    memory_budget_mib: Option<u64>,
     controller_dir: PathBuf,
     address: String,
     control: Control,
@@ -159,6 +169,7 @@ impl Cluster {
             agents: 0,
             config: None,
             controller_state: None,
+            memory_budget_mib: None,
             log: ExpectedLog::default(),
         }
     }
@@ -291,6 +302,9 @@ impl Cluster {
             .arg(runtime_dir)
             .arg("--log-dir")
             .arg(self.dir.sub(&format!("logs/{node}")));
+        if let Some(mib) = self.memory_budget_mib {
+            command.args(["--memory-budget-mib", &mib.to_string()]);
+        }
         command
     }
 

@@ -15,10 +15,10 @@ use nightshift_proto::{
     MAX_MESSAGE_BYTES, SESSION_PROTOCOL_VERSION,
     v1::{
         AgentMessage, Capabilities, CommandResult, ControllerMessage, ExitClass, Heartbeat, HeldRow, Hello,
-        LogLines, Memory, Observation, Progress, Row, RowResult, RowResults, RunningWorker, RuntimeStatus,
-        SpoolReplayed, WorkerEvent, WorkerExited, WorkerId, WorkerOptions, WorkerPhase, WorkerReady,
-        WorkerStarted, agent_message::Body, agent_service_client::AgentServiceClient, controller_message,
-        worker_event::Event,
+        LogLines, Memory, ModelInspected, ModelReport, Observation, Progress, Row, RowResult, RowResults,
+        RunningWorker, RuntimeStatus, SpoolReplayed, WorkerEvent, WorkerExited, WorkerId, WorkerOptions,
+        WorkerPhase, WorkerReady, WorkerStarted, agent_message::Body,
+        agent_service_client::AgentServiceClient, controller_message, worker_event::Event,
     },
 };
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -238,6 +238,7 @@ async fn take(
                 peak_memory_bytes: 1 << 20,
                 has_chat_template: true,
                 model_type: "stub".to_owned(),
+                ..WorkerReady::default()
             };
             event(sender, id, Event::Ready(ready)).await
         }
@@ -290,6 +291,16 @@ async fn take(
             let lines = LogLines { request_id: request.request_id, lines: Vec::new(), end: true };
             send(sender, Body::LogLines(lines)).await
         }
+        Command::InspectModel(request) => {
+            let report = ModelReport {
+                problem: format!("the model {} is no directory on this node", request.model),
+                model: request.model,
+                not_here_yet: true,
+                ..ModelReport::default()
+            };
+            let inspected = ModelInspected { request_id: request.request_id, report: Some(report) };
+            send(sender, Body::ModelInspected(inspected)).await
+        }
         Command::Welcome(_) => Err("a second Welcome".to_owned()),
     }
 }
@@ -321,6 +332,7 @@ impl Shared {
                 .collect(),
             step: worker.step,
             options: worker.options,
+            ..RunningWorker::default()
         });
         Hello {
             protocol_version: SESSION_PROTOCOL_VERSION,

@@ -18,7 +18,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Options, feed, logs::Requests, outgoing, writer::Writer};
+use super::{Options, feed, inspections::Inspections, logs::Requests, outgoing, writer::Writer};
 use crate::{
     ledger::Ledger,
     spool::{self, Cursor},
@@ -194,8 +194,10 @@ async fn talk(
             observation: Some(observation),
             runtime: Some(runtime_status),
             capabilities: Some(v1::Capabilities {
-                backends: vec![v1::Backend::None.into()],
+                // Ring works over any network. JACCL is offered once a node has shown that it has RDMA.
+                backends: vec![v1::Backend::None.into(), v1::Backend::Ring.into()],
                 model_roots: options.model_roots.iter().map(|root| root.display().to_string()).collect(),
+                memory_budget_bytes: options.memory_budget_bytes.unwrap_or(0),
             }),
             workers,
             spooled_results,
@@ -242,6 +244,7 @@ async fn talk(
         supervisor: &options.supervisor,
         spool: &options.spool,
         logs: Requests::new(options.logs.clone(), options.node_id.clone(), sender.clone()),
+        inspections: Inspections::new(options.inspector.clone(), sender.clone()),
         sent_through: Arc::clone(&sent_through),
     };
     let reading = reader.run(&mut inbound);
@@ -290,6 +293,7 @@ struct Reader<'a> {
     supervisor: &'a supervisor::Handle,
     spool: &'a spool::Handle,
     logs: Requests,
+    inspections: Inspections,
     sent_through: Arc<AtomicU64>,
 }
 
@@ -305,7 +309,8 @@ impl Reader<'_> {
                     self.spool.ack(ack.through_spool_seq.min(sent)).await?;
                 }
                 Body::LogRequest(request) => self.logs.take(&request),
-                Body::StartWorker(start) => self.supervisor.command(Command::Start(start)).await?,
+                Body::InspectModel(request) => self.inspections.take(request).await?,
+                Body::StartWorker(start) => self.supervisor.command(Command::Start(Box::new(start))).await?,
                 Body::StopWorker(stop) => self.supervisor.command(Command::Stop(stop)).await?,
                 Body::Rows(rows) => self.supervisor.command(Command::Rows(rows)).await?,
                 Body::CancelRows(rows) => self.supervisor.command(Command::Cancel(rows)).await?,

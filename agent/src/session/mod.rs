@@ -11,11 +11,13 @@
 //! it is news that has been overtaken. Nothing here holds a worker up but a full spool.
 //!
 //! * [`feed`] is how events come in from the supervisor; [`outgoing`] is the stream of messages with its heartbeats;
-//! * [`conversation`] is one session, [`writer`] its outgoing half; [`logs`] answers log requests;
+//! * [`conversation`] is one session, [`writer`] its outgoing half; [`logs`] answers log requests, and
+//!   [`inspections`] questions about models;
 //! * [`retry`] decides how long to wait before the next.
 
 pub mod conversation;
 pub mod feed;
+pub mod inspections;
 pub mod logs;
 pub mod outgoing;
 pub mod retry;
@@ -32,6 +34,7 @@ use tokio::sync::watch;
 
 use crate::{ledger::Ledger, logging::LogStore, probe, runtime, spool, supervisor, util};
 use conversation::Error;
+use inspections::Inspector;
 use retry::Retry;
 
 /// What sessions need.
@@ -45,6 +48,10 @@ pub struct Options {
     pub instance_id: String,
     /// Told in the Hello.
     pub model_roots: Vec<PathBuf>,
+    /// Told in the Hello.
+    pub memory_budget_bytes: Option<u64>,
+    /// Looks at models.
+    pub inspector: Inspector,
     /// Owns the workers.
     pub supervisor: supervisor::Handle,
     /// Has the results.

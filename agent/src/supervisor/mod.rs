@@ -20,6 +20,7 @@ pub use task::run;
 
 use crate::{
     epochs::{self, Epochs},
+    gang::{files::Files, starts::Starts},
     logging::LogStore,
     runtime,
     session::feed::Sender as Feed,
@@ -51,6 +52,12 @@ pub struct Options {
     pub max_workers: usize,
     /// See [`crate::config::Settings`].
     pub model_roots: Vec<PathBuf>,
+    /// See [`crate::config::Settings`]; ranks of gangs are ordered by it.
+    pub node_id: String,
+    /// JACCL starts of this boot.
+    pub jaccl_starts: Starts,
+    /// Where ranks of gangs keep their files.
+    pub gang_files: Files,
     /// When the agent ends, and where a stop names no grace.
     pub grace: Duration,
     /// Workers of an earlier agent, to be told.
@@ -61,7 +68,7 @@ pub struct Options {
 #[derive(Debug)]
 pub enum Command {
     /// Start a worker.
-    Start(v1::StartWorker),
+    Start(Box<v1::StartWorker>),
     /// Stop one.
     Stop(v1::StopWorker),
     /// Rows for one.

@@ -8,7 +8,11 @@ use std::{
 
 use nightshift_proto::v1;
 
-use crate::{runtime, worker::Key, worker::protocol};
+use crate::{
+    gang::{self, Launch},
+    runtime,
+    worker::{Key, protocol},
+};
 
 /// Where the controller leaves an option open (0).
 const DEFAULT_OPTIONS: v1::WorkerOptions = v1::WorkerOptions {
@@ -36,17 +40,32 @@ pub struct Circumstances<'a> {
     pub runtime: &'a runtime::Status,
     /// See [`crate::config::Settings`].
     pub model_roots: &'a [PathBuf],
+    /// What a gang's rank depends on.
+    pub node: gang::Node<'a>,
 }
 
 /// What is to be done about a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Start it, with these words.
-    Start(Key, protocol::Init, v1::WorkerOptions),
+    Start(Box<Start>),
     /// It runs already: the command came twice.
     Running,
     /// No, and why.
     Refuse(String),
+}
+
+/// A worker to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Which.
+    pub key: Key,
+    /// What it is told first.
+    pub init: protocol::Init,
+    /// What the controller wanted, defaults filled in.
+    pub options: v1::WorkerOptions,
+    /// `None` for an independent worker.
+    pub launch: Option<Launch>,
 }
 
 /// Decides.
@@ -59,13 +78,16 @@ pub fn decide(start: &v1::StartWorker, now: &Circumstances<'_>) -> Decision {
     if now.running.contains(&key) {
         return Decision::Running;
     }
-    match obstacle(start, key, now) {
-        Some(problem) => Decision::Refuse(problem),
-        None => {
-            let options = with_defaults(start.options);
-            Decision::Start(key, init(start, key, options), options)
-        }
+    if let Some(problem) = obstacle(start, key, now) {
+        return Decision::Refuse(problem);
     }
+    let launch = match start.gang.as_ref().map(|gang| gang::prepare(gang, key, now.node)).transpose() {
+        Ok(launch) => launch,
+        Err(problem) => return Decision::Refuse(problem),
+    };
+    let options = with_defaults(start.options);
+    let init = init(start, key, options, launch.as_ref());
+    Decision::Start(Box::new(Start { key, init, options, launch }))
 }
 
 fn obstacle(start: &v1::StartWorker, key: Key, now: &Circumstances<'_>) -> Option<String> {
@@ -75,14 +97,21 @@ fn obstacle(start: &v1::StartWorker, key: Key, now: &Circumstances<'_>) -> Optio
     if now.draining {
         return Some("this node is draining".to_owned());
     }
+    let same_launch = |other: &&Key| (other.job_id, other.epoch) == (key.job_id, key.epoch);
+    if let Some(other) = now.running.iter().find(same_launch) {
+        return Some(format!(
+            "rank {} of launch {} of job j{} runs on this node, and a node has one rank of a gang",
+            other.rank, key.epoch, key.job_id
+        ));
+    }
     if key.epoch <= now.highest_epoch {
         return Some(format!(
             "launch {} of job j{} is not newer than launch {}, which was started here",
             key.epoch, key.job_id, now.highest_epoch
         ));
     }
-    if start.gang.is_some() {
-        return Some("sharded runs are not built into this version of the agent".to_owned());
+    if start.gang.is_none() && key.rank != 0 {
+        return Some(format!("rank {} belongs to a gang, and the command names none", key.rank));
     }
     if now.running.len() >= now.max_workers {
         return Some(format!(
@@ -102,7 +131,8 @@ fn obstacle(start: &v1::StartWorker, key: Key, now: &Circumstances<'_>) -> Optio
 }
 
 /// Why this model is not under one of the roots, if there are any. Links are followed first, or they would lead out.
-fn outside(model: &Path, roots: &[PathBuf]) -> Option<String> {
+#[must_use]
+pub fn outside(model: &Path, roots: &[PathBuf]) -> Option<String> {
     if roots.is_empty() {
         return None;
     }
@@ -131,7 +161,12 @@ fn with_defaults(given: Option<v1::WorkerOptions>) -> v1::WorkerOptions {
     }
 }
 
-fn init(start: &v1::StartWorker, key: Key, options: v1::WorkerOptions) -> protocol::Init {
+fn init(
+    start: &v1::StartWorker,
+    key: Key,
+    options: v1::WorkerOptions,
+    launch: Option<&Launch>,
+) -> protocol::Init {
     let job = format!("j{}", key.job_id);
     protocol::Init {
         protocol: protocol::VERSION,
@@ -144,13 +179,15 @@ fn init(start: &v1::StartWorker, key: Key, options: v1::WorkerOptions) -> protoc
         seed_base: job.clone(),
         job,
         rank: key.rank,
-        world_size: 1,
+        world_size: launch.map_or(1, |launch| launch.init.world_size),
+        gang: launch.map(|launch| launch.init.clone()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gang::{launch, starts::StartBudget};
 
     fn start(epoch: u64) -> v1::StartWorker {
         v1::StartWorker {
@@ -165,6 +202,8 @@ mod tests {
         runtime::Status { ready: true, ..Default::default() }
     }
 
+    static NO_STARTS: StartBudget = StartBudget { boot_id: None, used: 0 };
+
     fn well(runtime: &runtime::Status) -> Circumstances<'_> {
         Circumstances {
             draining: false,
@@ -174,15 +213,56 @@ mod tests {
             highest_epoch: 3,
             runtime,
             model_roots: &[],
+            node: gang::Node { node_id: "n2", macos: false, starts: &NO_STARTS },
         }
     }
 
     #[test]
     fn a_newer_launch_starts_with_defaults_filled_in() {
         let runtime = ready();
-        let Decision::Start(key, init, options) = decide(&start(4), &well(&runtime)) else { panic!() };
+        let Decision::Start(to_start) = decide(&start(4), &well(&runtime)) else { panic!() };
+        let Start { key, init, options, launch } = *to_start;
         assert_eq!((key.epoch, init.job.as_str(), init.max_batch_rows), (4, "j7", 8));
-        assert_eq!(options, DEFAULT_OPTIONS);
+        assert_eq!((options, launch, init.gang, init.world_size), (DEFAULT_OPTIONS, None, None, 1));
+    }
+
+    fn rank(epoch: u64, backend: v1::Backend) -> v1::StartWorker {
+        let worker = Some(v1::WorkerId { job_id: 7, epoch, rank: 1 });
+        v1::StartWorker { worker, gang: Some(launch::tests::gang(backend)), ..start(epoch) }
+    }
+
+    #[test]
+    fn a_rank_starts_once_on_a_node_and_with_its_gang() {
+        let runtime = ready();
+        let Decision::Start(to_start) = decide(&rank(4, v1::Backend::Ring), &well(&runtime)) else {
+            panic!()
+        };
+        let init = &to_start.init;
+        assert_eq!((to_start.key.rank, init.rank, init.world_size), (1, 1, 3));
+        assert_eq!(init.gang.as_ref(), to_start.launch.as_ref().map(|launch| &launch.init));
+
+        let refusal = |command: &v1::StartWorker, running: &[Key], highest_epoch| match decide(
+            command,
+            &Circumstances { running, highest_epoch, ..well(&runtime) },
+        ) {
+            Decision::Refuse(problem) => problem,
+            other => panic!("{other:?}"),
+        };
+        let lead = Key { job_id: 7, epoch: 4, rank: 0 };
+        assert_eq!(
+            refusal(&rank(4, v1::Backend::Ring), &[lead], 4),
+            "rank 0 of launch 4 of job j7 runs on this node, and a node has one rank of a gang"
+        );
+        assert_eq!(
+            refusal(&rank(4, v1::Backend::Ring), &[], 4),
+            "launch 4 of job j7 is not newer than launch 4, which was started here"
+        );
+        assert_eq!(
+            refusal(&rank(4, v1::Backend::Jaccl), &[], 3),
+            "jaccl needs RDMA over Thunderbolt, which only macOS has: use ring"
+        );
+        let alone = v1::StartWorker { gang: None, ..rank(4, v1::Backend::Ring) };
+        assert_eq!(refusal(&alone, &[], 3), "rank 1 belongs to a gang, and the command names none");
     }
 
     #[test]
@@ -200,7 +280,7 @@ mod tests {
                 well(&runtime),
                 "launch 3 of job j7 is not newer than launch 3, which was started here",
             ),
-            (gang, well(&runtime), "sharded runs are not built into this version of the agent"),
+            (gang, well(&runtime), "the gang names no backend"),
             (
                 start(4),
                 Circumstances { running: &others, ..well(&runtime) },

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    io,
     path::PathBuf,
     pin::pin,
     sync::Arc,
@@ -19,15 +20,17 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Command, Handle, MAX_COMMANDS, Options, Request,
     departed::Departed,
-    start::{Circumstances, Decision, decide},
+    start::{Circumstances, Decision, Start, decide},
 };
 use crate::{
-    epochs, link_prep,
+    epochs,
+    gang::{self, Launch},
+    link_prep,
     session::feed::{Outbound, Sender as Feed},
     util,
     worker::{
-        Key,
-        protocol::Init,
+        Key, faults,
+        process::Process,
         record,
         task::{self, Departure},
     },
@@ -211,6 +214,11 @@ impl Supervisor {
             highest_epoch: self.options.epochs.highest(start.worker.as_ref().map_or(0, |id| id.job_id)),
             runtime: &runtime,
             model_roots: &self.options.model_roots,
+            node: gang::Node {
+                node_id: &self.options.node_id,
+                macos: cfg!(target_os = "macos"),
+                starts: self.options.jaccl_starts.budget(),
+            },
         };
         match decide(start, &now) {
             Decision::Running => self.answer(start.command_id, None),
@@ -218,18 +226,41 @@ impl Supervisor {
                 tracing::info!(command = start.command_id, problem, "a start is refused");
                 self.answer(start.command_id, Some(problem));
             }
-            Decision::Start(key, init, options) => match self.advance_epoch(key).await {
+            Decision::Start(to_start) => match self.make_way(&to_start).await {
                 Ok(()) => {
                     // Before the worker's first event.
                     self.answer(start.command_id, None);
-                    self.launch(key, init, options).await;
+                    self.launch(*to_start).await;
                 }
                 Err(problem) => {
-                    tracing::error!(%key, problem, "a start is refused");
+                    tracing::error!(key = %to_start.key, problem, "a start is refused");
                     self.answer(start.command_id, Some(problem));
                 }
             },
         }
+    }
+
+    /// The last that can refuse a start, and what must be on disk before it.
+    async fn make_way(&mut self, start: &Start) -> Result<(), String> {
+        if let Some(launch) = &start.launch {
+            gang::ports::check(&launch.listens)?;
+            if launch.counts() {
+                self.spend_start().await?;
+            }
+        }
+        self.advance_epoch(start.key).await
+    }
+
+    async fn spend_start(&mut self) -> Result<(), String> {
+        let mut starts = self.options.jaccl_starts.clone();
+        let spent = tokio::task::spawn_blocking(move || {
+            starts
+                .spend()
+                .map(|()| starts)
+                .map_err(|error| format!("the count of RDMA starts cannot be written: {error}"))
+        });
+        self.options.jaccl_starts = spent.await.map_err(|error| error.to_string())??;
+        Ok(())
     }
 
     async fn advance_epoch(&mut self, key: Key) -> Result<(), String> {
@@ -242,16 +273,20 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn launch(&mut self, key: Key, init: Init, options: v1::WorkerOptions) {
-        let process = self.options.launcher.start().and_then(|process| {
-            let noted = record::write(
-                &self.options.records_dir,
-                &process.record(key, self.options.boot_id.as_deref()),
-            );
-            // Without a record the next agent could not find it. Its stdin closes with it, and it ends.
-            noted.map(|()| process)
-        });
-        let process = match process {
+    fn start_process(&self, key: Key, launch: Option<&Launch>) -> io::Result<Process> {
+        let variables = match launch {
+            Some(launch) => self.options.gang_files.write(key, launch)?,
+            None => Vec::new(),
+        };
+        let process = self.options.launcher.start(&variables)?;
+        // Without a record the next agent could not find it. Its stdin closes with it, and it ends.
+        record::write(&self.options.records_dir, &process.record(key, self.options.boot_id.as_deref()))?;
+        Ok(process)
+    }
+
+    async fn launch(&mut self, start: Start) {
+        let Start { key, init, options, launch } = start;
+        let process = match self.start_process(key, launch.as_ref()) {
             Ok(process) => process,
             Err(error) => {
                 tracing::error!(%key, %error, "a worker cannot be started");
@@ -358,7 +393,11 @@ impl Supervisor {
             key = %departure.key, class = exited.class().as_str_name(), exit_code = exited.exit_code,
             signal = exited.signal, first_error = exited.first_error, "a worker has ended"
         );
+        if let Some((_, Some(hint))) = faults::explain(&exited.first_error) {
+            tracing::info!(key = %departure.key, hint, "what this error means");
+        }
         record::remove(&self.options.records_dir, departure.key);
+        self.options.gang_files.remove(departure.key);
         self.workers.remove(&departure.key);
         let now = Instant::now();
         self.departed.keep(departure);

@@ -5,7 +5,10 @@
 
 use nightshift_proto::v1::ExitClass;
 
-use super::protocol::{Fatal, FatalClass};
+use super::{
+    links,
+    protocol::{Fatal, FatalClass},
+};
 use crate::util;
 
 /// Evidence is a sentence, not a dump.
@@ -129,6 +132,13 @@ pub fn classify(evidence: &Evidence<'_>, log: &Scan) -> (ExitClass, String) {
     }
 }
 
+/// What an error text tells without anything else: its class, and, for faults of links, what it means and what helps.
+/// `None` for a text of nothing known.
+#[must_use]
+pub fn explain(text: &str) -> Option<(ExitClass, Option<&'static str>)> {
+    class_of(text).map(|class| (class, links::hint(text).filter(|_| class == ExitClass::LinkFault)))
+}
+
 fn class_of(line: &str) -> Option<ExitClass> {
     SIGNS.iter().find(|(_, signs)| signs.iter().any(|sign| line.contains(sign))).map(|(class, _)| *class)
 }
@@ -140,6 +150,7 @@ fn class_of_fatal(class: FatalClass) -> ExitClass {
         FatalClass::OutOfMemory => ExitClass::OutOfMemory,
         FatalClass::GpuFault => ExitClass::GpuFault,
         FatalClass::LinkFault => ExitClass::LinkFault,
+        FatalClass::CanaryFailed => ExitClass::CanaryFailed,
         FatalClass::Crashed => ExitClass::Crashed,
     }
 }
@@ -222,6 +233,31 @@ mod tests {
                 assert_eq!((found, error), (expected, line.clone()));
             }
         }
+    }
+
+    #[test]
+    fn a_text_alone_tells_class_and_meaning() {
+        use ExitClass::{GpuFault, LinkFault, OutOfMemory};
+        for (text, class, hinted) in [
+            ("[jaccl] Changing queue pair to RTR failed with errno 22", LinkFault, true),
+            ("[ring] connection to a peer was lost", LinkFault, true),
+            ("Couldn't bind socket (error: 49)", LinkFault, true),
+            ("[ring] something new", LinkFault, false),
+            ("[malloc] Unable to allocate 60 bytes, errno 60", OutOfMemory, false),
+            ("[METAL] Command buffer execution failed: Caused GPU Hang Error", GpuFault, false),
+        ] {
+            let (found, hint) = explain(text).unwrap();
+            assert_eq!((found, hint.is_some()), (class, hinted), "{text}");
+        }
+        assert_eq!(explain("KeyError: 'lm_head'"), None);
+    }
+
+    #[test]
+    fn a_failed_canary_has_a_class_of_its_own() {
+        let fatal = Fatal { class: FatalClass::CanaryFailed, message: "rank 1: wrong".into() };
+        let evidence = Evidence { exit_code: Some(3), fatal: Some(&fatal), ..Default::default() };
+        let found = classify(&evidence, &scan("RuntimeError: [ring] connection to a peer was lost"));
+        assert_eq!(found, (ExitClass::CanaryFailed, "rank 1: wrong".to_owned()));
     }
 
     #[test]

@@ -8,6 +8,10 @@
 //! ```text
 //!   Asked ("finish": no limit; "checkpoint": the grace) ──► Terminated (SIGTERM, the grace) ──► Killed (SIGKILL)
 //! ```
+//!
+//! The ranks of a gang but 0 leave it to rank 0 to end them in order, and so take a first SIGTERM for a notice only
+//! (follower.py). Where rank 0 cannot do so any more, a second one ends them at once, and gently; it comes when half of
+//! the grace has passed.
 
 use std::time::{Duration, Instant};
 
@@ -59,7 +63,7 @@ pub struct RefusedRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Asked { terminate_at: Option<Instant> },
-    Terminated { kill_at: Instant },
+    Terminated { again_at: Option<Instant>, kill_at: Instant },
     Killed,
 }
 
@@ -84,13 +88,15 @@ pub struct Machine {
     terminated: bool,
     fault: Option<String>,
     fatal: Option<Fatal>,
+    follows: bool,
 }
 
 impl Machine {
-    /// Of a process started `now`.
+    /// Of a process started `now`. `rank` is 0 for an independent worker.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub fn new(rank: u32, now: Instant) -> Self {
         Self {
+            follows: rank > 0,
             phase: WorkerPhase::Starting,
             leases: Leases::default(),
             counters: v1::Progress::default(),
@@ -193,6 +199,8 @@ impl Machine {
             Event::Returned(returned) => self.leases.hand_back(&returned.rows),
             // The lease went when the cancellation was sent.
             Event::Cancelled(_) => {}
+            // Agent and worker are of one build, so that nobody misses anything; and no reason to lose the rows over.
+            Event::Other(name) => tracing::debug!(event = name, "an event that nothing depends on"),
             Event::Fatal(fatal) => self.fatal = Some(fatal),
         }
         Ok(None)
@@ -301,10 +309,14 @@ impl Machine {
         let kill_at = now + grace;
         let (stage, actions) = match self.stopping.map(|stopping| stopping.stage) {
             Some(Stage::Killed) => return Vec::new(),
-            Some(Stage::Terminated { kill_at: before }) => {
-                (Stage::Terminated { kill_at: before.min(kill_at) }, Vec::new())
+            Some(Stage::Terminated { again_at, kill_at: before }) => {
+                let again_at = again_at.map(|at| at.min(now + grace / 2));
+                (Stage::Terminated { again_at, kill_at: before.min(kill_at) }, Vec::new())
             }
-            _ => (Stage::Terminated { kill_at }, vec![Action::Terminate]),
+            _ => {
+                let again_at = self.follows.then(|| now + grace / 2);
+                (Stage::Terminated { again_at, kill_at }, vec![Action::Terminate])
+            }
         };
         self.terminated = true;
         self.stopping = Some(Stopping { stage, grace, checkpointing: true });
@@ -316,7 +328,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         match self.stopping?.stage {
             Stage::Asked { terminate_at } => terminate_at,
-            Stage::Terminated { kill_at } => Some(kill_at),
+            Stage::Terminated { again_at, kill_at } => Some(again_at.map_or(kill_at, |at| at.min(kill_at))),
             Stage::Killed => None,
         }
     }
@@ -326,9 +338,14 @@ impl Machine {
         let Some(stopping) = self.stopping else { return Vec::new() };
         match stopping.stage {
             Stage::Asked { terminate_at: Some(at) } if at <= now => self.terminate(stopping.grace, now),
-            Stage::Terminated { kill_at } if kill_at <= now => {
+            Stage::Terminated { kill_at, .. } if kill_at <= now => {
                 self.stopping = Some(Stopping { stage: Stage::Killed, ..stopping });
                 vec![Action::Kill]
+            }
+            Stage::Terminated { again_at: Some(at), kill_at } if at <= now => {
+                let stage = Stage::Terminated { again_at: None, kill_at };
+                self.stopping = Some(Stopping { stage, ..stopping });
+                vec![Action::Terminate]
             }
             _ => Vec::new(),
         }

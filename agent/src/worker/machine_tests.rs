@@ -12,7 +12,7 @@ fn say(machine: &mut Machine, line: &str, now: Instant) -> Option<Output> {
 }
 
 fn ready_machine(now: Instant) -> Machine {
-    let mut machine = Machine::new(now);
+    let mut machine = Machine::new(0, now);
     say(&mut machine, r#"{"ev":"hello","protocol":1,"pid":3,"python":"3.11.7","mlx":"0","mlx_lm":"0"}"#, now);
     assert_eq!(machine.phase(), WorkerPhase::Loading);
     let ready =
@@ -172,12 +172,49 @@ fn checkpoints_survive_being_handed_back() {
 
 #[test]
 fn another_protocol_is_refused() {
-    let mut machine = Machine::new(Instant::now());
+    let mut machine = Machine::new(0, Instant::now());
     let hello = r#"{"ev":"hello","protocol":2,"pid":3,"python":"3.11.7","mlx":"0","mlx_lm":"0"}"#;
     let event = protocol::parse(hello.as_bytes()).unwrap();
     let problem = machine.on_event(event, Instant::now()).unwrap_err();
     assert_eq!(problem, "the worker speaks protocol 2, and this agent 1");
     assert!(!machine.exited(None, Some(9), &Scan::default()).killed_while_loaded);
+}
+
+/// A rank of a gang but 0 takes a first SIGTERM for a notice (follower.py); the second is still before SIGKILL.
+#[test]
+fn a_follower_gets_a_second_sigterm_before_sigkill() {
+    let now = Instant::now();
+    let mut machine = Machine::new(1, now);
+    assert_eq!(machine.stop(StopMode::Checkpoint, GRACE, now).len(), 1);
+    assert_eq!(machine.deadline(), Some(now + GRACE));
+    let terminated = now + GRACE;
+    assert_eq!(machine.on_time(terminated), [Action::Terminate]);
+    assert_eq!(machine.deadline(), Some(terminated + GRACE / 2));
+    assert_eq!(machine.on_time(terminated + GRACE / 2 - Duration::from_millis(1)), []);
+    assert_eq!(machine.on_time(terminated + GRACE / 2), [Action::Terminate]);
+    assert_eq!(machine.on_time(terminated + GRACE / 2), []);
+    assert_eq!(machine.deadline(), Some(terminated + GRACE));
+    assert_eq!(machine.on_time(terminated + GRACE), [Action::Kill]);
+
+    let mut late = Machine::new(1, now);
+    late.stop(StopMode::Kill, GRACE, now);
+    assert_eq!(late.on_time(now + GRACE), [Action::Kill], "whoever wakes up late does not ask again");
+    let mut hurried = Machine::new(1, now);
+    hurried.stop(StopMode::Kill, GRACE, now);
+    assert_eq!(hurried.stop(StopMode::Kill, GRACE / 4, now), []);
+    assert_eq!(hurried.deadline(), Some(now + GRACE / 8));
+}
+
+#[test]
+fn news_of_another_kind_disturb_nothing() {
+    let now = Instant::now();
+    let mut machine = Machine::new(1, now);
+    say(&mut machine, r#"{"ev":"hello","protocol":1,"pid":3,"python":"3","mlx":"0","mlx_lm":"0"}"#, now);
+    assert!(say(&mut machine, r#"{"ev":"loading","bytes":7}"#, now).is_none());
+    assert!(machine.is_trusted() && machine.phase() == WorkerPhase::Loading);
+    let ready = r#"{"ev":"ready","load_ms":3,"peak_memory_bytes":1,"has_chat_template":true,"model_type":"llama","rendezvous_ms":40,"canary":{"tokens":[1]}}"#;
+    let Some(Output::Ready(ready)) = say(&mut machine, ready, now) else { panic!() };
+    assert_eq!((ready.rendezvous_ms, ready.canary.map(|canary| canary.tokens)), (40, Some(vec![1])));
 }
 
 proptest! {

@@ -12,7 +12,7 @@
 //! * [`machine`] is that diagram, pure: events and time in, actions out; [`leases`] are the rows it holds;
 //! * [`protocol`] reads and writes the JSON lines, [`lines`] cuts them out of a pipe, bounded, [`reader`] is the thread
 //!   that does so;
-//! * [`faults`] says from exit status and log why a process ended;
+//! * [`faults`] says from exit status and log why a process ended, [`links`] what an error of a link means;
 //! * [`answers`] are what goes into the spool, [`log`] is what it writes besides;
 //! * [`process`](mod@process) starts it, with a [`record`] on disk by which the next agent finds it;
 //! * [`code`] is the Python that runs in it;
@@ -23,6 +23,7 @@ pub mod code;
 pub mod faults;
 pub mod leases;
 pub mod lines;
+pub mod links;
 pub mod log;
 pub mod machine;
 pub mod process;

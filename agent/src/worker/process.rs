@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -16,7 +16,7 @@ use nix::{
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 
 use super::{code, lines::MAX_LINE_BYTES, reader::Reader, record::Record};
-use crate::sys;
+use crate::{gang::environment::Variable, sys};
 
 /// For workers when the agent itself has none, as under launchd.
 const DEFAULT_PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";
@@ -25,7 +25,7 @@ const DEFAULT_PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";
 #[derive(Debug, Clone)]
 pub struct Launcher {
     program: Vec<OsString>,
-    env: Vec<(&'static str, OsString)>,
+    env: Vec<Variable>,
     dir: PathBuf,
 }
 
@@ -79,17 +79,25 @@ impl Launcher {
         Self { program, env, dir: options.dir.to_owned() }
     }
 
-    /// Starts a worker in a process group of its own.
+    /// Everything a worker's environment holds: what is the same for all, and `more` of this one.
+    pub fn environment<'a>(
+        &'a self,
+        more: &'a [Variable],
+    ) -> impl Iterator<Item = (&'static str, &'a OsStr)> {
+        self.env.iter().chain(more).map(|(name, value)| (*name, value.as_os_str()))
+    }
+
+    /// Starts a worker in a process group of its own, with `more` in its environment.
     ///
     /// # Errors
     /// When the system cannot start it.
-    pub fn start(&self) -> io::Result<Process> {
+    pub fn start(&self, more: &[Variable]) -> io::Result<Process> {
         let (program, arguments) =
             self.program.split_first().ok_or_else(|| io::Error::other("there is no program to start"))?;
         let mut child = Command::new(program)
             .args(arguments)
             .env_clear()
-            .envs(self.env.iter().map(|(name, value)| (*name, value)))
+            .envs(self.environment(more))
             .current_dir(&self.dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -166,5 +174,31 @@ impl Group {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_mlx_a_worker_knows_what_its_launch_says_and_nothing_else() {
+        // Tests run in the environment of whoever starts them, as an agent does; that it may hold `MLX_*` and `JACCL_*` is
+        // shown with the real binary (tests/agent).
+        let launcher = Launcher::new(LauncherOptions {
+            python: Path::new("/runtime/bin/python"),
+            code_dir: Path::new("/state/code"),
+            dir: Path::new("/state"),
+            hf_home: Some(Path::new("/hub")),
+            hf_hub_offline: Some(true),
+            command: None,
+        });
+        let ours = |name: &str| name.starts_with("MLX_") || name.starts_with("JACCL_");
+        assert_eq!(launcher.environment(&[]).filter(|(name, _)| ours(name)).count(), 0);
+        let more = [("MLX_RANK", "1".into()), ("MLX_HOSTFILE", "/h".into())];
+        let told: Vec<_> = launcher.environment(&more).filter(|(name, _)| ours(name)).collect();
+        assert_eq!(told, [("MLX_RANK", OsStr::new("1")), ("MLX_HOSTFILE", OsStr::new("/h"))]);
+        let names = ["LANG", "PATH", "HOME", "TMPDIR", "HF_HOME", "HF_HUB_OFFLINE"];
+        assert!(launcher.environment(&[]).all(|(name, _)| names.contains(&name)));
     }
 }

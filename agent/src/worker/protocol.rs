@@ -3,6 +3,8 @@
 //! A row's request and an answer's body pass through as they are: they are checked to be JSON and never rebuilt. The
 //! event of a decode step is read in one pass without a copy, because there is one for every token.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -45,6 +47,8 @@ pub enum Event {
     Cancelled(RowNumbers),
     /// The end, by an error.
     Fatal(Fatal),
+    /// News of a kind that nothing here depends on.
+    Other(String),
 }
 
 /// See [`Event::Hello`].
@@ -71,6 +75,19 @@ pub struct Ready {
     pub has_chat_template: bool,
     /// As in config.json.
     pub model_type: String,
+    /// Where it was asked for; at rank 0 of a gang always.
+    #[serde(default)]
+    pub canary: Option<CanaryAnswer>,
+    /// Until the ranks of a gang had found one another.
+    #[serde(default)]
+    pub rendezvous_ms: u64,
+}
+
+/// See [`Ready::canary`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct CanaryAnswer {
+    /// Greedy tokens.
+    pub tokens: Vec<u32>,
 }
 
 /// What kind of step.
@@ -168,6 +185,7 @@ pub enum FatalClass {
     OutOfMemory,
     GpuFault,
     LinkFault,
+    CanaryFailed,
     Crashed,
 }
 
@@ -215,7 +233,7 @@ fn parse_event(line: &[u8]) -> Result<Event, String> {
         "returned" => read(line).map(Event::Returned),
         "cancelled" => read(line).map(Event::Cancelled),
         "fatal" => read(line).map(Event::Fatal),
-        other => Err(format!("unknown event {other:?}")),
+        other => Ok(Event::Other(util::clip(other, SHOWN_BYTES))),
     }
 }
 
@@ -257,6 +275,62 @@ pub struct Init {
     pub rank: u32,
     /// 1 for an independent worker.
     pub world_size: u32,
+    /// Absent for an independent worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gang: Option<GangInit>,
+}
+
+/// What a rank is told about its gang (gang.py).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GangInit {
+    /// `pipeline` or `tensor`.
+    pub mode: &'static str,
+    /// `ring`, `jaccl` or `jaccl-ring`.
+    pub backend: &'static str,
+    /// As in [`Init`].
+    pub rank: u32,
+    /// As in [`Init`].
+    pub world_size: u32,
+    /// First layer and end of each rank, in rank order; empty for `tensor`.
+    pub layers: Vec<[u32; 2]>,
+    /// "ip:port" where rank 0 listens, or is.
+    pub control: String,
+    /// By which ranks know one another.
+    pub secret: Secret,
+    /// How long they may take to find one another.
+    pub rendezvous_timeout_ms: u64,
+    /// `None`: as the worker thinks best.
+    pub canary: Option<CanaryInit>,
+}
+
+/// See [`GangInit::canary`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CanaryInit {
+    /// `None`: a prompt made from the size of the vocabulary.
+    pub tokens: Option<Vec<u32>>,
+    /// To generate.
+    pub max_tokens: u32,
+    /// What one node alone answered, where that is on record.
+    pub expect: Option<Vec<u32>>,
+}
+
+/// Hexadecimal, and never in a log.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Of these bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(…)")
+    }
 }
 
 /// A row on its way to the worker.
@@ -334,6 +408,12 @@ mod tests {
                 r#"{"ev":"ready","load_ms":3,"peak_memory_bytes":1,"has_chat_template":true,"model_type":"llama"}"#,
                 "Ready",
             ),
+            (
+                r#"{"ev":"ready","load_ms":3,"peak_memory_bytes":1,"has_chat_template":true,"model_type":"llama","canary":{"tokens":[5,6],"all_reduce_ms":0.1,"prompt_ms":9},"rendezvous_ms":40,"form_ms":3}"#,
+                "Ready(Ready { load_ms: 3, peak_memory_bytes: 1, has_chat_template: true, model_type: \"llama\", canary: Some(CanaryAnswer { tokens: [5, 6] }), rendezvous_ms: 40 })",
+            ),
+            (r#"{"ev":"loading","share":0.5}"#, "Other(\"loading\")"),
+            (r#"{"ev":"fatal","class":"canary_failed","message":"no"}"#, "Fatal(Fatal { class: CanaryFailed"),
             (r#"{"n":3,"ev":"idle"}"#, "Idle"),
             (r#"{"ev":"started","rows":[1]}"#, "Started"),
             (r#"{"ev":"returned","rows":[1]}"#, "Returned"),
@@ -348,7 +428,7 @@ mod tests {
     fn what_is_not_of_the_protocol_is_shown() {
         for (line, says) in [
             ("Loading weights…", "expected value"),
-            (r#"{"ev":"dance"}"#, "unknown event \"dance\""),
+            (r#"{"event":"dance"}"#, "missing field `ev`"),
             (r#"{"ev":"step","n":-1}"#, "invalid"),
             (r#"{"ev":"result","row":1}"#, "missing field `attempt`"),
             (&RESULT.replace(r#"{"a": 1.50,"b":"é"}"#, "[]"), "the body is not an object"),
@@ -360,6 +440,26 @@ mod tests {
         }
         let long = parse("x".repeat(10_000).as_bytes()).unwrap_err().to_string();
         assert!(long.len() < 400);
+    }
+
+    #[test]
+    fn an_independent_worker_is_told_of_no_gang() {
+        let init = Init {
+            protocol: VERSION,
+            model: "/m".into(),
+            max_batch_rows: 1,
+            prefill_batch_rows: 1,
+            prefill_step_tokens: 1,
+            checkpoint_interval_ms: 1,
+            default_max_tokens: 1,
+            job: "j7".into(),
+            seed_base: "j7".into(),
+            rank: 0,
+            world_size: 1,
+            gang: None,
+        };
+        let line = String::from_utf8(Command::Init(&init).to_line()).unwrap();
+        assert!(line.ends_with("\"rank\":0,\"world_size\":1}\n"), "{line}");
     }
 
     #[test]

@@ -166,8 +166,9 @@ pub fn run(options: Options) -> (Handle, impl Future<Output = Departure> + Send 
     let reading_log = tokio::spawn(log::read(stderr, Arc::clone(&log_source), Arc::clone(&scan)));
     let task = Task {
         key,
+        world_size: init.world_size,
         options,
-        machine: Machine::new(std::time::Instant::now()),
+        machine: Machine::new(key.rank, std::time::Instant::now()),
         child,
         group,
         stdin: Some(Writer::start(stdin)),
@@ -189,6 +190,7 @@ type Spooling = Pin<Box<dyn Future<Output = Result<(), spool::Closed>> + Send>>;
 
 struct Task {
     key: Key,
+    world_size: u32,
     options: v1::WorkerOptions,
     machine: Machine,
     child: Child,
@@ -285,6 +287,7 @@ impl Task {
                     worker: Some(self.key.to_proto()),
                     pid: self.group.leader(),
                     options: Some(self.options),
+                    world_size: self.world_size,
                     ..self.machine.snapshot()
                 };
                 // A session that is gone by now asks again.
@@ -357,6 +360,8 @@ impl Task {
             peak_memory_bytes: ready.peak_memory_bytes,
             has_chat_template: ready.has_chat_template,
             model_type: ready.model_type,
+            canary_tokens: ready.canary.map(|canary| canary.tokens).unwrap_or_default(),
+            rendezvous_ms: ready.rendezvous_ms,
         });
         if self.ready.try_send((self.key, event)).is_err() {
             // There is room for one from every worker there may be; a second from one worker is its own fault.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -269,6 +270,19 @@ impl Session {
     }
 }
 
+/// A port of loopback that nobody listens on, and that no other call of this process gives. Below those that systems give
+/// to outgoing connections, which would take it again while a test has it in mind.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let offset = std::process::id().wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 20_000 + u16::try_from(offset % 12_000).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 pub(crate) fn worker(epoch: u64) -> WorkerId {
     WorkerId { job_id: 7, epoch, rank: 0 }
 }
@@ -287,11 +301,16 @@ pub(crate) struct Agent {
 /// A state directory and what an agent needs to run in it.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
+    node_id: String,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self::of_node("n1")
+    }
+
+    pub(crate) fn of_node(node_id: &str) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), node_id: node_id.to_owned() }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -309,9 +328,13 @@ impl Site {
 
     /// With further lines of configuration.
     pub(crate) fn agent_with(&self, controller: SocketAddr, worker_command: &[String], more: &str) -> Agent {
+        self.agent_configured(controller, &format!("worker_command = {worker_command:?}\n{more}"))
+    }
+
+    /// With these lines of configuration.
+    pub(crate) fn agent_configured(&self, controller: SocketAddr, lines: &str) -> Agent {
         let config = self.dir.path().join("agent.toml");
-        fs::write(&config, format!("worker_command = {worker_command:?}\nworker_grace_ms = 5000\n{more}\n"))
-            .unwrap();
+        fs::write(&config, format!("worker_grace_ms = 5000\n{lines}\n")).unwrap();
         let process = self
             .command(controller)
             .arg("--config")
@@ -327,7 +350,7 @@ impl Site {
     pub(crate) fn command(&self, controller: SocketAddr) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cluster-agent"));
         command
-            .args(["run", "--node-id", "n1", "--controller"])
+            .args(["run", "--node-id", &self.node_id, "--controller"])
             .arg(controller.to_string())
             .arg("--state-dir")
             .arg(self.state_dir())

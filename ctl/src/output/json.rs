@@ -8,6 +8,7 @@
 //! | `nodes` | `{"nodes":[`[`NodeView`](super::views::NodeView)`, …]}` |
 //! | `drain`, `undrain` | one `NodeView` |
 //! | `submit` | one [`SubmitView`](super::views::SubmitView), for a refusal too (exit code 1); with `--watch`, one line, and then the lines of `watch` |
+//! | `plan` | one [`PlanView`](super::views::PlanView), for a refusal too (exit code 1) |
 //! | `watch` | JSON Lines: a [`SnapshotView`](super::views::SnapshotView) per change |
 //! | `events` | JSON Lines: an [`EventView`](super::views::EventView) each |
 //! | `logs` | JSON Lines: a [`LogLineView`](super::views::LogLineView) each |

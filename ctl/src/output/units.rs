@@ -35,6 +35,32 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// A size in decimal gigabytes, as models are measured, without the unit: "132.1", "1,036.0"; "<0.1" where it would
+/// round to nothing.
+pub fn gigabytes(bytes: u64) -> String {
+    let tenths = bytes / TENTH_GB + u64::from(bytes % TENTH_GB >= TENTH_GB / 2);
+    match (bytes, tenths) {
+        (0, _) => "0".to_owned(),
+        (_, 0) => "<0.1".to_owned(),
+        (_, tenths) => format!("{}.{}", count(tenths / 10), tenths % 10),
+    }
+}
+
+/// What is free, or with a minus what is missing. That is rounded up: with so much more it fits.
+pub fn signed_gigabytes(bytes: i64) -> String {
+    match u64::try_from(bytes) {
+        Ok(free) => gigabytes(free),
+        Err(_) => format!("-{}", missing_gigabytes(bytes)),
+    }
+}
+
+/// The missing part of a negative number, rounded up.
+pub fn missing_gigabytes(bytes: i64) -> String {
+    gigabytes(bytes.min(0).unsigned_abs().div_ceil(TENTH_GB) * TENTH_GB)
+}
+
+const TENTH_GB: u64 = 100_000_000;
+
 /// A measured span: "0.4 s", "42 s", "3 min 20 s", "1 h 5 min", "2 days 4 h".
 pub fn duration(ms: u64) -> String {
     let s = ms / 1000;
@@ -138,6 +164,22 @@ mod tests {
         assert_eq!(bytes(128 << 30), "128 GiB");
         assert_eq!(bytes((61 << 30) + (412 << 20)), "61.4 GiB");
         assert_eq!(bytes((1 << 30) - 1), "1 GiB");
+    }
+
+    #[test]
+    fn gigabytes_are_decimal_and_never_hide_what_is_missing() {
+        assert_eq!(gigabytes(0), "0");
+        assert_eq!(gigabytes(1), "<0.1");
+        assert_eq!(gigabytes(49_999_999), "<0.1");
+        assert_eq!(gigabytes(50_000_000), "0.1");
+        assert_eq!(gigabytes(132_149_999_999), "132.1");
+        assert_eq!(gigabytes(1_036_000_000_000), "1,036.0");
+        assert_eq!(gigabytes(u64::MAX), "18,446,744,073.7");
+        assert_eq!(signed_gigabytes(4_200_000_000), "4.2");
+        assert_eq!(signed_gigabytes(-1), "-0.1");
+        assert_eq!(signed_gigabytes(-12_300_000_001), "-12.4");
+        assert_eq!(missing_gigabytes(-12_300_000_000), "12.3");
+        assert_eq!(missing_gigabytes(i64::MIN), "9,223,372,036.9");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) fn running_job() -> v1::Job {
             default_max_tokens: 512,
             prefill_step_tokens: 0,
             submission_id: "0123".into(),
+            mode: v1::Mode::Unspecified.into(),
+            context_tokens: 0,
         }),
         state: v1::JobState::Running.into(),
         rows_total: 2000,
@@ -317,5 +319,185 @@ pub(crate) fn rejection() -> v1::SubmitReply {
             error_count: 1_234,
             problem: String::new(),
         })),
+    }
+}
+
+/// Qwen3-235B-A22B at 4 bits.
+pub(crate) fn large_model() -> v1::ModelSize {
+    v1::ModelSize {
+        model: "/models/Qwen3-235B-A22B-4bit".into(),
+        architecture: "qwen3_moe".into(),
+        layers: 94,
+        weight_bytes: 132_263_501_824,
+        embeddings_bytes: 350_093_312,
+        head_bytes: 350_093_312,
+        attention_bytes: 3_747_430_400,
+        mlp_bytes: 0,
+        experts_bytes: 127_667_273_728,
+        other_bytes: 148_611_072,
+        not_loaded_bytes: 0,
+        cache_bytes_per_row: 788_529_152,
+        cache_is_exact: true,
+        context_tokens: 40_960,
+        notes: Vec::new(),
+    }
+}
+
+fn part(
+    node: &str,
+    [gang, rank]: [u32; 2],
+    [first_layer, end_layer]: [u32; 2],
+    rows: u64,
+    layer_mb: u64,
+    budget_mb: u64,
+) -> v1::PlanPart {
+    const MB: u64 = 1_000_000;
+    let cache_bytes = u64::from(end_layer - first_layer) * 8_388_608 * rows;
+    let mut part = v1::PlanPart {
+        node_id: node.into(),
+        gang,
+        rank,
+        first_layer,
+        end_layer,
+        layer_bytes: layer_mb * MB,
+        embeddings_bytes: if first_layer == 0 { 350 * MB } else { 0 },
+        head_bytes: if end_layer == 94 { 350 * MB } else { 0 },
+        cache_bytes,
+        activation_bytes: 1_240 * MB,
+        overhead_bytes: 800 * MB,
+        budget_bytes: budget_mb * MB,
+        ..v1::PlanPart::default()
+    };
+    part.total_bytes = part.layer_bytes
+        + part.embeddings_bytes
+        + part.head_bytes
+        + part.cache_bytes
+        + part.activation_bytes
+        + part.overhead_bytes;
+    part.free_bytes = i64::try_from(part.budget_bytes).unwrap() - i64::try_from(part.total_bytes).unwrap();
+    part
+}
+
+fn reason(rule: &str, node: &str, text: &str) -> v1::PlanReason {
+    v1::PlanReason { rule: rule.into(), node_id: node.into(), text: text.into() }
+}
+
+fn alternative(mode: v1::Mode, chosen: bool, why: &str) -> v1::PlanAlternative {
+    v1::PlanAlternative { mode: mode.into(), chosen, why: why.into() }
+}
+
+const TOO_LARGE_FOR_ONE: &str =
+    "no node holds it whole: it needs 142.0 GB, and the largest budget is 127.8 GB on studio-1";
+
+/// It takes both of two large Macs.
+pub(crate) fn pipeline_plan() -> v1::PlanReply {
+    v1::PlanReply {
+        fits: true,
+        model: Some(large_model()),
+        mode: v1::Mode::Pipeline.into(),
+        backend: v1::Backend::Jaccl.into(),
+        rows: 8,
+        context_tokens: 4096,
+        largest_rows: 138,
+        largest_context_tokens: 40_960,
+        parts: vec![
+            part("studio-1", [0, 0], [47, 94], 8, 65_781, 127_775),
+            part("studio-2", [0, 1], [0, 47], 8, 65_781, 127_775),
+        ],
+        reasons: vec![
+            reason("fewest-nodes", "", "2 nodes are the fewest that hold it and can reach one another"),
+            reason("backend", "", "jaccl (RDMA between every pair)"),
+            reason("share", "studio-1", "studio-1: layers 47 to 93, 71.3 GB of a budget of 127.8 GB"),
+            reason("share", "studio-2", "studio-2: layers 0 to 46, 71.3 GB of a budget of 127.8 GB"),
+            reason("example", "studio-2", "about a node without its name"),
+        ],
+        alternatives: vec![
+            alternative(v1::Mode::Independent, false, TOO_LARGE_FOR_ONE),
+            alternative(v1::Mode::Pipeline, true, "it fits 2 nodes, jaccl (RDMA between every pair)"),
+            alternative(
+                v1::Mode::Tensor,
+                false,
+                "it fits 2 nodes, but is not measured to be faster than the pipeline here",
+            ),
+        ],
+        left_out: vec![reason("silent", "mini-3", "not on mini-3: it has been silent for 12 min")],
+        ..v1::PlanReply::default()
+    }
+}
+
+/// Four Macs, two of them hold it.
+pub(crate) fn two_gangs_plan() -> v1::PlanReply {
+    let parts = (0..4).map(|n| {
+        let layers = if n % 2 == 0 { [47, 94] } else { [0, 47] };
+        part(&format!("studio-{}", n + 1), [n / 2, n % 2], layers, 8, 65_781, 127_775)
+    });
+    v1::PlanReply { parts: parts.collect(), left_out: Vec::new(), ..pipeline_plan() }
+}
+
+/// It fits each of two Macs.
+pub(crate) fn independent_plan() -> v1::PlanReply {
+    let parts = ["studio-1", "studio-2"].map(|node| part(node, [0, 0], [0, 94], 8, 131_563, 251_000));
+    v1::PlanReply {
+        mode: v1::Mode::Independent.into(),
+        backend: v1::Backend::None.into(),
+        parts: parts.into(),
+        reasons: vec![reason("fits-one", "", "the model fits each of 2 nodes, so each answers rows alone")],
+        alternatives: vec![
+            alternative(v1::Mode::Independent, true, "fits 2 nodes"),
+            alternative(
+                v1::Mode::Pipeline,
+                false,
+                "not needed; it fits 2 nodes, jaccl (RDMA between every pair)",
+            ),
+        ],
+        left_out: Vec::new(),
+        ..pipeline_plan()
+    }
+}
+
+/// Two smaller Macs do not hold it; its cache is only bounded.
+pub(crate) fn refused_plan() -> v1::PlanReply {
+    let why = "the weights and one row of 4096 tokens need 137.1 GB, and all budgets together are 85.8 GB";
+    v1::PlanReply {
+        fits: false,
+        model: Some(v1::ModelSize {
+            architecture: "qwen9_moe".into(),
+            cache_is_exact: false,
+            not_loaded_bytes: 1_200_000_000,
+            notes: vec!["the architecture is not known, so its cache is bounded from above".into()],
+            ..large_model()
+        }),
+        mode: v1::Mode::Unspecified.into(),
+        context_tokens: 4096,
+        parts: vec![
+            part("studio-of-the-second-floor", [0, 0], [35, 94], 1, 82_900, 66_100),
+            part("mini-2", [0, 0], [0, 35], 1, 48_700, 19_700),
+        ],
+        reasons: vec![
+            reason("refused", "", &format!("independent: {TOO_LARGE_FOR_ONE}")),
+            reason("refused", "", &format!("pipeline: {why}")),
+            reason("refused", "", "tensor: its 4 key heads do not divide by 3"),
+        ],
+        alternatives: vec![
+            alternative(v1::Mode::Independent, false, TOO_LARGE_FOR_ONE),
+            alternative(v1::Mode::Pipeline, false, why),
+            alternative(v1::Mode::Tensor, false, "its 4 key heads do not divide by 3"),
+        ],
+        advice: vec![
+            "It fits when it is quantised to 3 bits a weight, roughly.".into(),
+            "It fits with one more node that has a budget of 66.1 GB.".into(),
+        ],
+        ..v1::PlanReply::default()
+    }
+}
+
+pub(crate) fn no_such_model(model: &str) -> v1::PlanReply {
+    v1::PlanReply {
+        problem: format!("no node has the model {model} (not on mini-1: there is no such directory)"),
+        left_out: vec![
+            reason("no-model", "mini-1", "not on mini-1: there is no such directory"),
+            reason("silent", "mini-3", "not on mini-3: it has been silent for 12 min"),
+        ],
+        ..v1::PlanReply::default()
     }
 }

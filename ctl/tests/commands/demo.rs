@@ -2,83 +2,32 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
 };
 
-use tempfile::TempDir;
+use super::{bench::Bench, program::ended};
 
-use super::program::ended;
-
-/// A directory with a copy of clusterctl and programs that are not what they seem.
-struct Bench {
-    dir: TempDir,
+/// An agent whose runtime is there, and a controller that does `clusterd`.
+fn with_controller(clusterd: &str) -> Bench {
+    let bench = Bench::new();
+    bench
+        .program("cluster-agent", r#"[ "$2" = check ] && echo '{"ready":true,"mlx_version":"0.0"}'; exit 0"#);
+    bench.program("clusterd", clusterd);
+    bench
 }
 
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let copied =
-            Command::new("cp").arg(env!("CARGO_BIN_EXE_clusterctl")).arg(dir.path()).status().unwrap();
-        assert!(copied.success());
-        fs::create_dir(dir.path().join("tmp")).unwrap();
-        Bench { dir }
-    }
-
-    /// Written by another process, as the copy is: a descriptor of ours that is open for writing would go along with a
-    /// process that another test starts meanwhile, and the program would be "busy".
-    fn program(&self, name: &str, script: &str) {
-        let mut writer = Command::new("sh")
-            .args(["-c", r#"cat > "$0" && chmod 755 "$0""#])
-            .arg(self.dir.path().join(name))
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        writer.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
-        assert!(writer.wait().unwrap().success());
-    }
-
-    /// An agent whose runtime is there, and a controller that does `clusterd`.
-    fn with_controller(clusterd: &str) -> Self {
-        let bench = Bench::new();
-        bench.program(
-            "cluster-agent",
-            r#"[ "$2" = check ] && echo '{"ready":true,"mlx_version":"0.0"}'; exit 0"#,
-        );
-        bench.program("clusterd", clusterd);
-        bench
-    }
-
-    fn demo(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.dir.path().join("clusterctl"));
-        command
-            .arg("demo")
-            .args(args)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("TMPDIR", self.tmp())
-            // The scripts need a few tools; there is no clusterd among them.
-            .env("PATH", "/usr/bin:/bin")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn tmp(&self) -> std::path::PathBuf {
-        self.dir.path().join("tmp")
-    }
-
-    fn left_in_tmp(&self) -> usize {
-        fs::read_dir(self.tmp()).unwrap().count()
-    }
+fn demo(bench: &Bench, args: &[&str]) -> Command {
+    bench.clusterctl(&[&["demo"], args].concat())
 }
 
 #[test]
 fn without_its_siblings_it_says_how_to_build_them() {
     let bench = Bench::new();
-    let ended = ended(bench.demo(&[]));
+    let ended = ended(demo(&bench, &[]));
     assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
-    let here = bench.dir.path().canonicalize().unwrap();
+    let here = bench.path().canonicalize().unwrap();
     insta::assert_snapshot!(ended.stderr.replace(here.to_str().unwrap(), "DIR"), @r"
     error: The program clusterd is neither beside clusterctl (DIR) nor in PATH.
     hint:  Build all three programs with: cargo build --release   Then run: target/release/clusterctl demo
@@ -88,8 +37,8 @@ fn without_its_siblings_it_says_how_to_build_them() {
 
 #[test]
 fn a_controller_that_ends_is_reported_with_its_log_and_everything_is_kept() {
-    let bench = Bench::with_controller("echo first; echo the ledger is on fire >&2; exit 3");
-    let ended = ended(bench.demo(&[]));
+    let bench = with_controller("echo first; echo the ledger is on fire >&2; exit 3");
+    let ended = ended(demo(&bench, &[]));
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("   the ledger is on fire\n"), "{}", ended.stderr);
     assert!(ended.stderr.contains("error: clusterd ended by itself (exit code 3)."), "{}", ended.stderr);
@@ -99,8 +48,8 @@ fn a_controller_that_ends_is_reported_with_its_log_and_everything_is_kept() {
 
 #[test]
 fn ctrl_c_ends_what_was_started_and_removes_the_directory() {
-    let bench = Bench::with_controller("cd \"$(dirname \"$4\")\" && echo $$ > pid; exec sleep 600");
-    let mut child = bench.demo(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let bench = with_controller("cd \"$(dirname \"$4\")\" && echo $$ > pid; exec sleep 600");
+    let mut child = demo(&bench, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let dir = loop {
         let line = lines.next().unwrap().unwrap();
@@ -124,20 +73,20 @@ fn ctrl_c_ends_what_was_started_and_removes_the_directory() {
 
 #[test]
 fn a_directory_in_use_is_refused() {
-    let bench = Bench::with_controller("exit 0");
-    let ended = ended(bench.demo(&["--dir", "."]));
+    let bench = with_controller("exit 0");
+    let ended = ended(demo(&bench, &["--dir", "."]));
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains(" is not empty."), "{}", ended.stderr);
 }
 
 #[test]
 fn an_install_that_fails_is_an_error() {
-    let bench = Bench::with_controller("exit 0");
+    let bench = with_controller("exit 0");
     bench.program(
         "cluster-agent",
         r#"[ "$2" = check ] && echo '{"ready":false,"problem":"no Python"}'; [ "$2" = install ] && echo downloading >&2 && exit 1; exit 0"#,
     );
-    let ended = ended(bench.demo(&[]));
+    let ended = ended(demo(&bench, &[]));
     assert_eq!(ended.code, 1);
     assert!(ended.stdout.contains("The Python runtime is not there yet (no Python)."), "{}", ended.stdout);
     assert!(ended.stderr.contains("downloading\n"), "{}", ended.stderr);

@@ -32,11 +32,14 @@ pub(crate) struct World {
     pub(crate) snapshots: Vec<v1::WatchJobsReply>,
     /// Answers to `Submit`; without any, the upload is accepted.
     pub(crate) submit_reply: Option<v1::SubmitReply>,
+    /// The answer to `Plan`; without one, no node knows the model.
+    pub(crate) plan: Option<v1::PlanReply>,
     /// So many `Submit` calls are cut off before an answer.
     pub(crate) cut_submissions: u32,
     /// Streams break after so many messages, the first time.
     pub(crate) break_stream_after: Option<usize>,
     pub(crate) submissions: Mutex<Vec<(v1::JobSpec, Vec<u8>)>>,
+    pub(crate) planned: Mutex<Vec<v1::PlanRequest>>,
     pub(crate) asked: Mutex<Vec<String>>,
     pub(crate) breaks: AtomicU32,
     pub(crate) cuts: AtomicU32,
@@ -191,6 +194,13 @@ impl ControlService for Service {
         let node = node.ok_or_else(|| Status::not_found(format!("There is no node {}.", request.node_id)))?;
         let state = if request.drain { v1::NodeState::Draining.into() } else { node.state };
         Ok(Response::new(v1::Node { state, ..node }))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.0.plan.clone().unwrap_or_else(|| canned::no_such_model(&request.model));
+        self.0.planned.lock().unwrap().push(request);
+        Ok(Response::new(reply))
     }
 
     type GetEventsStream = Replies<v1::Event>;

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod bench;
 mod canned;
 mod demo;
 mod errors;
@@ -14,6 +15,7 @@ mod job;
 mod jobs;
 mod logs;
 mod nodes;
+mod plan;
 mod program;
 mod results;
 mod status;

@@ -59,7 +59,7 @@ fn exit_codes() {
     let fake = Fake::start(World::healthy());
     let ended = ask(&fake, &["status"]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
-    assert!(ended.stdout.starts_with("All is well: all 2 nodes ready, 1 job running and 1 waiting.\n"));
+    assert!(ended.stdout.starts_with("All is well: 2 nodes ready, 1 job running and 1 waiting.\n"));
 
     let fake = Fake::start(World { status: canned::degraded_status(), ..World::default() });
     assert_eq!(ask(&fake, &["status"]).code, 1);

@@ -86,18 +86,23 @@ impl Driver {
 
     fn send(&mut self, node: &NodeId, session: SessionId, command: Command, queue: &mut VecDeque<Event>) {
         let messages = match command {
-            Command::StartWorker { command_id, worker, model, settings } => {
+            Command::StartWorker { command_id, worker, model, settings, gang } => {
                 if self.unrecorded.contains(&worker.job) {
                     queue.push_back(not_started(node, worker));
                     return;
                 }
+                let gang = gang.map(|gang| convert::gang(&gang, self.gang_secret(worker)));
                 vec![Body::StartWorker(v1::StartWorker {
                     command_id,
                     worker: Some(convert::worker_id(worker)),
                     model,
                     options: Some(convert::options(settings)),
-                    gang: None,
+                    gang,
                 })]
+            }
+            Command::InspectModel { model } => {
+                let request_id = self.questions.number_for_the_machine(&model);
+                vec![Body::InspectModel(v1::InspectModel { request_id, model })]
             }
             Command::StopWorker { command_id, worker, mode, grace_ms, reason } => {
                 vec![Body::StopWorker(v1::StopWorker {
@@ -127,6 +132,24 @@ impl Driver {
         };
         for body in messages {
             self.send_body(node, session, body, queue);
+        }
+    }
+
+    /// What the ranks of one launch know one another by: made by chance when the first of them is started, the same for
+    /// all of them, and never used again.
+    fn gang_secret(&mut self, worker: WorkerKey) -> [u8; 32] {
+        let launch = (worker.job, worker.epoch);
+        match &self.gang_secret {
+            Some((of, secret)) if *of == launch => *secret,
+            _ => {
+                let mut secret = [0; 32];
+                // Without chance the ranks of a gang cannot trust one another; they refuse an all-zero secret.
+                if let Err(error) = getrandom::fill(&mut secret) {
+                    tracing::error!(%error, "the system gives no random numbers");
+                }
+                self.gang_secret = Some((launch, secret));
+                secret
+            }
         }
     }
 
@@ -259,6 +282,7 @@ impl Driver {
         {
             closed.cancel();
             self.logs.node_gone(node);
+            self.questions.node_gone(node);
         }
     }
 }

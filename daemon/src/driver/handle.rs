@@ -6,13 +6,14 @@ use nightshift_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Message, requests::Request};
+use super::{Message, NodeReport, requests::Request};
 use crate::{
     config::Config,
     intake::Staged,
     ledger,
     model::{EventDraft, JobId, JobSpec, NodeId},
     recovery::{RefusedRequest, SessionId},
+    rpc::plan::PlanView,
 };
 
 /// Talks to the driver. Cheap to clone.
@@ -245,6 +246,16 @@ impl Handle {
     /// When there is no such node or job.
     pub async fn logs(&self, wanted: v1::GetLogsRequest) -> Result<mpsc::Receiver<v1::LogLines>, Refusal> {
         self.ask(|reply| Request::Logs { wanted, reply }).await?
+    }
+
+    /// Nodes, links and settings as a plan needs them.
+    pub(crate) async fn plan_view(&self) -> Result<PlanView, Refusal> {
+        self.ask(Request::PlanView).await
+    }
+
+    /// What each connected node says about a model; the channel closes when all have answered or are gone.
+    pub(crate) async fn ask_about_model(&self, model: String) -> Result<mpsc::Receiver<NodeReport>, Refusal> {
+        self.ask(|reply| Request::AskAboutModel { model, reply }).await?
     }
 
     /// The configuration file changed and was found good.

@@ -6,14 +6,14 @@ use nightshift_proto::v1::{self, agent_message::Body as FromAgent, controller_me
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Connection, Driver, Refusal,
+    Connection, Driver, NodeReport, Refusal,
     handle::{JobFiles, OpenSession},
 };
 use crate::{
     intake::Staged,
     model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId},
     recovery::{Event, RefusedRequest, SessionId},
-    rpc::convert,
+    rpc::{convert, plan::PlanView},
 };
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -31,6 +31,8 @@ pub(super) enum Request {
     Cancel { job: JobId, now: bool, reply: Reply<v1::Job> },
     Drain { node: NodeId, drain: bool, reply: Reply<v1::Node> },
     Logs { wanted: v1::GetLogsRequest, reply: Reply<mpsc::Receiver<v1::LogLines>> },
+    PlanView(oneshot::Sender<PlanView>),
+    AskAboutModel { model: String, reply: Reply<mpsc::Receiver<NodeReport>> },
 }
 
 impl Driver {
@@ -68,6 +70,11 @@ impl Driver {
                 _ = reply.send(view.ok_or_else(|| RefusedRequest::NoSuchNode(node).into()));
             }
             Request::Logs { wanted, reply } => _ = reply.send(self.open_logs(&wanted)),
+            Request::PlanView(reply) => _ = reply.send(self.plan_view()),
+            Request::AskAboutModel { model, reply } => {
+                let reports = self.ask_about_model(&model);
+                _ = reply.send(reports.ok_or_else(|| RefusedRequest::TooManyQuestions.into()));
+            }
         }
     }
 
@@ -157,9 +164,12 @@ impl Driver {
         display.observation.clone_from(&hello.observation);
         display.runtime.clone_from(&hello.runtime);
         display.agent_version.clone_from(&hello.agent_version);
+        display.memory_budget_bytes =
+            hello.capabilities.as_ref().map_or(0, |capabilities| capabilities.memory_budget_bytes);
         if let Some(before) = self.connections.insert(node.clone(), Connection { session, outbox, closed }) {
             before.closed.cancel();
             self.logs.node_gone(&node);
+            self.questions.node_gone(&node);
         }
         if reply.send(Ok(session)).is_err() {
             self.drop_connection(&node, session);
@@ -185,7 +195,11 @@ impl Driver {
             FromAgent::Hello(_) | FromAgent::Heartbeat(_) => {}
             FromAgent::SpoolReplayed(_) => self.apply(Event::SpoolReplayed { node, session }, &[]).await,
             FromAgent::Observation(observation) => {
-                self.displays.entry(node).or_default().observation = Some(observation);
+                let display = self.displays.entry(node.clone()).or_default();
+                let memory = convert::memory(Some(&observation), display.memory_budget_bytes);
+                let interfaces = convert::interfaces(Some(&observation));
+                display.observation = Some(observation);
+                self.apply(Event::Observed { node, memory, interfaces }, &[]).await;
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,
             FromAgent::Progress(progress) => {
@@ -203,6 +217,14 @@ impl Driver {
                 self.apply(Event::CommandRefused { node, command_id, problem }, &[]).await;
             }
             FromAgent::CommandResult(_) => {}
+            FromAgent::ModelInspected(inspected) => {
+                if let Some(model) = self.questions.model_asked_for(inspected.request_id) {
+                    let found = convert::model_found(inspected.report.unwrap_or_default());
+                    self.apply(Event::ModelFound { node, session, model, found }, &[]).await;
+                } else {
+                    self.questions.answered(&node, inspected);
+                }
+            }
             FromAgent::LogLines(lines) => {
                 let request_id = lines.request_id;
                 if self.logs.deliver(&node, lines) {

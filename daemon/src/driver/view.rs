@@ -6,7 +6,7 @@ use super::Driver;
 use crate::{
     model::{self, Incident, JobId, JobState, NodeId},
     recovery::{Job, Node, Now, Worker},
-    rpc::convert,
+    rpc::{convert, plan},
 };
 
 /// Finished jobs on the status screen; `clusterctl jobs --all` shows every one.
@@ -80,6 +80,10 @@ impl Driver {
                 JobState::Failed if lately => {
                     problems.push(format!("Job {} failed: {}.", record.id, record.detail))
                 }
+                JobState::Completed if lately && mostly_failed(job) => problems.push(format!(
+                    "Job {} is complete, but {} of its {} rows ended with an error: clusterctl results {} --errors.",
+                    record.id, job.rows_failed, record.rows_total, record.id
+                )),
                 JobState::Paused if job.paused_by_faults() => {
                     problems.push(format!("Job {} is paused: {}.", record.id, record.detail));
                 }
@@ -170,6 +174,8 @@ impl Driver {
                 default_max_tokens: record.spec.default_max_tokens,
                 prefill_step_tokens: record.spec.prefill_step_tokens,
                 submission_id: record.spec.submission_id.clone(),
+                mode: record.spec.mode.map_or(v1::Mode::Unspecified, plan::mode_out).into(),
+                context_tokens: record.spec.context_tokens,
             }),
             state: state.into(),
             detail: self.job_detail(job, state),
@@ -183,7 +189,7 @@ impl Driver {
             started_unix_ms: record.started_unix_ms.unwrap_or(0),
             finished_unix_ms: record.finished_unix_ms.unwrap_or(0),
             epoch: record.epoch.0,
-            mode: v1::Mode::Independent.into(),
+            mode: plan::mode_out(job.plan.as_ref().map_or(model::Mode::Independent, |plan| plan.mode)).into(),
             tokens_per_s: job.workers.values().map(|worker| worker.tokens_per_s(now.mono_ms)).sum(),
             rows_per_s: rows_per_s.unwrap_or(0.0),
             eta_ms: rows_per_s.map(|speed| (left * 1e3 / speed) as u64),
@@ -192,7 +198,14 @@ impl Driver {
             results_path: dir.join("results.jsonl").to_string_lossy().into_owned(),
             errors_path: dir.join("errors.jsonl").to_string_lossy().into_owned(),
             workers: job.workers.values().map(|worker| worker_message(now, job, worker)).collect(),
-            plan_reasons: job.plan.as_ref().map(|plan| plan.reasons.clone()).unwrap_or_default(),
+            // What holds a job that is not to run is not the plan.
+            plan_reasons: job
+                .plan
+                .iter()
+                .filter(|_| record.state == JobState::Active)
+                .flat_map(|plan| &plan.reasons)
+                .map(|reason| reason.text.clone())
+                .collect(),
         }
     }
 
@@ -212,10 +225,26 @@ impl Driver {
         let reasons = job.plan.as_ref().map_or(&[][..], |plan| plan.reasons.as_slice());
         match reasons {
             [] => "waiting for a node".to_owned(),
-            [only] => only.clone(),
-            [_, why @ ..] => format!("waiting: {}", why.join("; ")),
+            _ if self.machine.nodes().next().is_none() => "no agent has connected yet".to_owned(),
+            [only] => only.text.clone(),
+            [_, why @ ..] => {
+                let of_nodes = why.iter().filter(|reason| reason.rule == "not-on").filter_map(|reason| {
+                    let node = reason.node.as_ref()?;
+                    Some((node, reason.text.split_once(": ").map_or(reason.text.as_str(), |(_, why)| why)))
+                });
+                let others = why.iter().filter(|reason| reason.rule != "not-on");
+                let mut texts: Vec<String> = others.map(|reason| reason.text.clone()).collect();
+                let of_nodes = model::said_once(of_nodes);
+                texts.extend(of_nodes.into_iter().map(|(nodes, why)| format!("not on {nodes}: {why}")));
+                texts.join("; ")
+            }
         }
     }
+}
+
+/// More than a tenth: a few bad rows among many are no reason to look at the night, a wrong setting is.
+fn mostly_failed(job: &Job) -> bool {
+    job.rows_failed * 10 > u64::from(job.record.rows_total)
 }
 
 fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ids::{Epoch, JobId, NodeId, RowIx},
+    plan::Mode,
     row::Checkpoint,
     rowset::RowSet,
 };
@@ -28,6 +29,10 @@ pub struct JobSpec {
     pub prefill_step_tokens: u32,
     /// Made by the client: the same submission tried again is the same job.
     pub submission_id: String,
+    /// The only mode to run it in; without it, whatever the rules say.
+    pub mode: Option<Mode>,
+    /// Tokens a row takes, prompt and answer together, for what is planned; 0 takes the planner's default.
+    pub context_tokens: u64,
 }
 
 /// Where a job stands. What it is doing at this moment (loading, waiting for a node) is not recorded: it follows from
@@ -64,6 +69,16 @@ pub struct Launch {
     pub node: NodeId,
     /// Its launch number.
     pub epoch: Epoch,
+    /// Its place in a gang.
+    #[serde(default)]
+    pub rank: u32,
+    /// Ranks of the gang; 1 for an independent worker.
+    #[serde(default = "one")]
+    pub world_size: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A job as the ledger keeps it. Rows are not in it: completions have records of their own.

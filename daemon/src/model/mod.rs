@@ -9,12 +9,14 @@ mod link;
 mod plan;
 mod row;
 mod rowset;
+mod words;
 
 pub use event::{EventDraft, EventRecord, Severity};
 pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
 pub use incident::{Fault, Incident};
 pub use job::{JobRecord, JobSpec, JobState, Launch, NodeRecord, ReplayedJob};
 pub use link::{Backend, Link, LinkEnd, LinkKind};
-pub use plan::{Mode, Plan};
+pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;
+pub use words::said_once;

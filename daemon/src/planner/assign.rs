@@ -1,8 +1,12 @@
 //! The rules of choice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use crate::model::{JobId, Mode, NodeId, Plan};
+use super::choose::GangPlan;
+use crate::model::{JobId, Mode, NodeId, Plan, Reason};
 
 /// A node as the planner sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +17,62 @@ pub struct NodeView {
     pub unusable: Option<String>,
     /// The job its worker belongs to. A worker that is already stopping does not count.
     pub running: Option<JobId>,
+    /// Rows its worker has and has not answered.
+    pub held_rows: u32,
+}
+
+/// How a job may be spread over the nodes it does not run on yet: the choice of `choose.rs`, as far as it could be made.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Layout {
+    /// Nothing is known of the model's size: any node may try it whole.
+    #[default]
+    Unknown,
+    /// Nothing is started yet, and why.
+    Pending(Reason),
+    /// Whole, on any of these.
+    Independent {
+        /// Which.
+        nodes: BTreeSet<NodeId>,
+        /// Rows together in each worker; no more fit.
+        rows: u32,
+        /// Why.
+        reasons: Vec<Reason>,
+    },
+    /// Sharded, over all nodes of one of these at a time.
+    Gangs {
+        /// Which.
+        gangs: Vec<GangPlan>,
+        /// Layers of the model.
+        layers: u32,
+        /// Rows together in each gang; no more fit.
+        rows: u32,
+        /// Why.
+        reasons: Vec<Reason>,
+    },
+    /// Nowhere, and why.
+    Refused(Vec<Reason>),
+}
+
+impl Layout {
+    /// Whether one worker with the whole model may be started there.
+    #[must_use]
+    pub fn admits_whole(&self, node: &NodeId) -> bool {
+        match self {
+            Self::Unknown => true,
+            Self::Independent { nodes, .. } => nodes.contains(node),
+            Self::Pending(_) | Self::Gangs { .. } | Self::Refused(_) => false,
+        }
+    }
+
+    fn reasons(&self) -> Vec<Reason> {
+        match self {
+            Self::Unknown => Vec::new(),
+            Self::Pending(reason) => vec![reason.clone()],
+            Self::Independent { reasons, .. } | Self::Gangs { reasons, .. } | Self::Refused(reasons) => {
+                reasons.clone()
+            }
+        }
+    }
 }
 
 /// A job as the planner sees it.
@@ -26,10 +86,25 @@ pub struct JobView {
     pub waiting_rows: u32,
     /// Rows out on nodes; they may come back.
     pub held_rows: u32,
-    /// Rows one worker generates together: what it takes to keep a node busy.
+    /// Rows one worker, or one gang, generates together: what it takes to keep it busy.
     pub batch_rows: u32,
     /// Nodes that must not get it now, and why.
     pub barred: BTreeMap<NodeId, String>,
+    /// Where else it may run.
+    pub layout: Arc<Layout>,
+    /// Of the gangs it has: their mode, how many, and why they are as they are.
+    pub gangs: Option<RunningGangs>,
+}
+
+/// Gangs of a job that are at work, or starting.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunningGangs {
+    /// Pipeline or tensor.
+    pub mode: Mode,
+    /// How many.
+    pub count: u32,
+    /// From when they were planned.
+    pub reasons: Vec<Reason>,
 }
 
 /// What the planner is told.
@@ -46,8 +121,20 @@ pub struct View {
 pub struct Assignment {
     /// Nodes not named here run nothing.
     pub nodes: BTreeMap<NodeId, JobId>,
+    /// Gangs to be started; all their nodes are named above.
+    pub gangs: Vec<(JobId, GangPlan)>,
     /// One for each job of the view.
     pub plans: BTreeMap<JobId, Plan>,
+}
+
+/// The nodes that are free for the jobs whose turn is still to come, and what each runs.
+type Free<'a> = BTreeMap<&'a NodeId, Running<'a>>;
+
+/// What a free node runs.
+#[derive(Clone, Copy)]
+struct Running<'a> {
+    job: Option<&'a JobView>,
+    held_rows: u32,
 }
 
 /// Chooses. Cost: nodes × jobs.
@@ -58,80 +145,150 @@ pub fn assign(view: &View) -> Assignment {
 
     // What is left for further nodes once every node that has the job loaded has its batch: a job of one row must not
     // make all nodes load its model.
-    let mut free: BTreeMap<&NodeId, Option<&JobView>> = BTreeMap::new();
+    let mut free = Free::new();
     for node in view.nodes.iter().filter(|node| node.unusable.is_none()) {
-        let running =
-            by_turn.iter().find(|job| Some(job.id) == node.running && !job.barred.contains_key(&node.id));
-        free.insert(&node.id, running.copied());
+        let running = by_turn.iter().find(|job| {
+            // A rank stays with its gang; a failure of its node ends that, not a plan.
+            Some(job.id) == node.running && (job.gangs.is_some() || !job.barred.contains_key(&node.id))
+        });
+        free.insert(&node.id, Running { job: running.copied(), held_rows: node.held_rows });
     }
-    let mut nodes = BTreeMap::new();
+    let (mut nodes, mut gangs) = (BTreeMap::new(), Vec::new());
     for job in by_turn.iter().filter(|job| job.waiting_rows > 0) {
         for node in wanted_by(job, &free) {
             free.remove(&node);
             nodes.insert(node, job.id);
         }
+        for gang in gangs_for(job, &free) {
+            for rank in &gang.ranks {
+                free.remove(&rank.node);
+                nodes.insert(rank.node.clone(), job.id);
+            }
+            gangs.push((job.id, gang));
+        }
     }
     // Nobody wants the rest: what is loaded stays loaded, for rows that may come back.
     for (node, running) in free {
-        if let Some(job) = running {
+        if let Some(job) = running.job {
             nodes.insert(node.clone(), job.id);
         }
     }
-    let plans = by_turn.iter().map(|job| (job.id, plan_of(job, &by_turn, view, &nodes))).collect();
-    Assignment { nodes, plans }
+    let plans = by_turn.iter().map(|job| (job.id, plan_of(job, &by_turn, view, &nodes, &gangs))).collect();
+    Assignment { nodes, gangs, plans }
 }
 
-/// The free nodes a job takes: all that have it loaded; then, while it has batches of rows for more, those that run
-/// nothing, those whose job has nothing left to hand out, and those whose job is less urgent.
-fn wanted_by(job: &JobView, free: &BTreeMap<&NodeId, Option<&JobView>>) -> Vec<NodeId> {
+/// What it costs to give a free node to a job; `None` when it must not be taken.
+fn cost(job: &JobView, on_node: Running<'_>) -> Option<u8> {
+    match on_node.job {
+        Some(running) if running.id == job.id => Some(0),
+        None => Some(1),
+        // Rows it still has would go back, and a worker would be started for them again.
+        Some(running) if running.waiting_rows == 0 && on_node.held_rows == 0 => Some(2),
+        Some(running) if running.priority < job.priority => Some(3),
+        Some(_) => None,
+    }
+}
+
+/// Batches of rows the job has, each of which keeps a worker or a gang busy.
+fn batches(job: &JobView) -> usize {
+    job.waiting_rows.div_ceil(job.batch_rows.max(1)) as usize
+}
+
+/// The free nodes a job takes alone: all that have it loaded; then, while it has batches of rows for more, those that run
+/// nothing, those whose worker has nothing left to do, and those whose job is less urgent.
+fn wanted_by(job: &JobView, free: &Free<'_>) -> Vec<NodeId> {
     let mut candidates: Vec<(u8, &NodeId)> = free
         .iter()
-        .filter(|(node, _)| !job.barred.contains_key(**node))
         .filter_map(|(node, running)| {
-            let cost = match running {
-                Some(running) if running.id == job.id => 0,
-                None => 1,
-                Some(running) if running.waiting_rows == 0 => 2,
-                Some(running) if running.priority < job.priority => 3,
-                Some(_) => return None,
-            };
-            Some((cost, *node))
+            let cost = cost(job, *running)?;
+            let may = cost == 0 || (!job.barred.contains_key(*node) && job.layout.admits_whole(node));
+            may.then_some((cost, *node))
         })
         .collect();
     candidates.sort_unstable();
-    let batches = job.waiting_rows.div_ceil(job.batch_rows.max(1)) as usize;
     let loaded = candidates.iter().filter(|(cost, _)| *cost == 0).count();
-    candidates.into_iter().take(batches.max(loaded)).map(|(_, node)| node.clone()).collect()
+    candidates.into_iter().take(batches(job).max(loaded)).map(|(_, node)| node.clone()).collect()
 }
 
-fn plan_of(job: &JobView, by_turn: &[&JobView], view: &View, chosen: &BTreeMap<NodeId, JobId>) -> Plan {
+/// Further gangs the job has rows for, each of which needs all of its nodes.
+fn gangs_for(job: &JobView, free: &Free<'_>) -> Vec<GangPlan> {
+    let Layout::Gangs { gangs, .. } = job.layout.as_ref() else { return Vec::new() };
+    let running = job.gangs.as_ref().map_or(0, |gangs| gangs.count as usize);
+    gangs
+        .iter()
+        .filter(|gang| {
+            gang.ranks.iter().all(|rank| {
+                free.get(&rank.node).is_some_and(|running| cost(job, *running).is_some())
+                    && !job.barred.contains_key(&rank.node)
+            })
+        })
+        .take(batches(job).saturating_sub(running))
+        .cloned()
+        .collect()
+}
+
+fn plan_of(
+    job: &JobView,
+    by_turn: &[&JobView],
+    view: &View,
+    chosen: &BTreeMap<NodeId, JobId>,
+    gangs: &[(JobId, GangPlan)],
+) -> Plan {
     let nodes: Vec<NodeId> =
         chosen.iter().filter(|(_, chosen)| **chosen == job.id).map(|(node, _)| node.clone()).collect();
+    let new_gang = gangs.iter().find(|(id, _)| *id == job.id).map(|(_, gang)| gang);
+    let mode = match (&job.gangs, job.layout.as_ref()) {
+        (Some(running), _) => running.mode,
+        (None, Layout::Gangs { gangs, .. }) => gangs.first().map_or(Mode::Pipeline, |gang| gang.mode),
+        (None, _) => Mode::Independent,
+    };
+    let backend = match job.layout.as_ref() {
+        Layout::Gangs { gangs, .. } if mode != Mode::Independent => {
+            new_gang.or(gangs.first()).map(|gang| gang.backend)
+        }
+        _ => None,
+    };
     let mut reasons = Vec::new();
-    match nodes.len() {
-        0 => reasons.push("no node works for it now".to_owned()),
-        1 => reasons.push(format!("one worker with the whole model, on {}", nodes[0])),
-        count => reasons
-            .push(format!("{count} independent workers, each with the whole model; they split the rows")),
+    match (nodes.len(), mode) {
+        (0, _) => reasons.push(Reason::new("nodes", "no node works for it now")),
+        (1, Mode::Independent) => {
+            reasons.push(Reason::new("nodes", format!("one worker with the whole model, on {}", nodes[0])));
+        }
+        (count, Mode::Independent) => reasons.push(Reason::new(
+            "nodes",
+            format!("{count} independent workers, each with the whole model; they split the rows"),
+        )),
+        (count, Mode::Pipeline) => reasons.push(Reason::new(
+            "nodes",
+            format!("a pipeline over {count} nodes, each with some of the layers"),
+        )),
+        (count, Mode::Tensor) => reasons.push(Reason::new(
+            "nodes",
+            format!("tensor-parallel over {count} nodes, each with a part of every layer"),
+        )),
+    }
+    match &job.gangs {
+        Some(running) => reasons.extend(running.reasons.iter().cloned()),
+        None => reasons.extend(job.layout.reasons()),
     }
     let ahead: BTreeSet<JobId> =
         by_turn.iter().take_while(|other| other.id != job.id).map(|j| j.id).collect();
-    for node in &view.nodes {
-        if nodes.contains(&node.id) {
-            continue;
-        }
+    let mut not_on = |node: &NodeId, why: &str| {
+        reasons.push(Reason::of("not-on", node, format!("not on {node}: {why}")));
+    };
+    for node in view.nodes.iter().filter(|node| !nodes.contains(&node.id)) {
         if let Some(why) = &node.unusable {
-            reasons.push(format!("not on {}: {why}", node.id));
+            not_on(&node.id, why);
         } else if let Some(why) = job.barred.get(&node.id) {
-            reasons.push(format!("not on {}: {why}", node.id));
+            not_on(&node.id, why);
         } else if let Some(other) = chosen.get(&node.id) {
             let turn = if ahead.contains(other) { "whose turn is before" } else { "which has it loaded" };
-            reasons.push(format!("not on {}: it works for {other}, {turn}", node.id));
-        } else {
-            reasons.push(format!("not on {}: no rows are left for it", node.id));
+            not_on(&node.id, &format!("it works for {other}, {turn}"));
+        } else if mode == Mode::Independent && job.layout.admits_whole(&node.id) {
+            not_on(&node.id, "no rows are left for it");
         }
     }
-    Plan { mode: Mode::Independent, nodes, reasons }
+    Plan { mode, backend, nodes, reasons }
 }
 
 #[cfg(test)]
@@ -139,7 +296,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str, running: Option<u64>) -> NodeView {
-        NodeView { id: name.into(), unusable: None, running: running.map(JobId) }
+        NodeView { id: name.into(), unusable: None, running: running.map(JobId), held_rows: 0 }
     }
 
     fn job(id: u64, priority: i32, waiting_rows: u32) -> JobView {
@@ -150,6 +307,8 @@ mod tests {
             held_rows: 0,
             batch_rows: 4,
             barred: BTreeMap::new(),
+            layout: Arc::default(),
+            gangs: None,
         }
     }
 
@@ -182,6 +341,14 @@ mod tests {
     #[test]
     fn a_node_with_nothing_left_to_get_serves_the_next_job_or_stays_loaded() {
         assert_eq!(chosen(vec![node("a", Some(1))], vec![job(1, 0, 0), job(2, 0, 9)]), pairs(&[("a", 2)]));
+        let mut busy = node("a", Some(1));
+        busy.held_rows = 3;
+        let both = vec![busy, node("b", Some(1))];
+        assert_eq!(
+            chosen(both, vec![job(1, 0, 0), job(2, 0, 9)]),
+            pairs(&[("a", 1), ("b", 2)]),
+            "what a worker has, it finishes"
+        );
         assert_eq!(chosen(vec![node("a", Some(1))], vec![job(1, 0, 0)]), pairs(&[("a", 1)]));
         assert_eq!(chosen(vec![node("a", None)], vec![job(1, 0, 0)]), pairs(&[]));
     }
@@ -209,8 +376,10 @@ mod tests {
         let view = View { nodes: vec![node("a", None), node("b", None), away], jobs: vec![only] };
         let assignment = assign(&view);
         assert_eq!(assignment.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a"]);
+        let texts: Vec<&str> =
+            assignment.plans[&JobId(1)].reasons.iter().map(|reason| reason.text.as_str()).collect();
         assert_eq!(
-            assignment.plans[&JobId(1)].reasons,
+            texts,
             [
                 "one worker with the whole model, on a",
                 "not on b: its last worker failed; next try in 4 s",
@@ -229,6 +398,7 @@ mod tests {
                 id: format!("n{i}").as_str().into(),
                 unusable: (!usable).then(|| "away".to_owned()),
                 running: running.map(JobId),
+                held_rows: 0,
             }).collect();
             let jobs: Vec<JobView> = jobs.into_iter().enumerate().map(|(i, (priority, waiting, barred))| {
                 let mut view = job(i as u64 + 1, priority, waiting);

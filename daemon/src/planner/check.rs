@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::assign::{Assignment, JobView, View};
-use crate::model::{JobId, NodeId};
+use super::{
+    assign::{Assignment, JobView, Layout, View},
+    choose::GangPlan,
+};
+use crate::model::{JobId, Mode, NodeId};
 
 /// A rule that an assignment breaks.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -50,6 +53,14 @@ pub enum Violation {
         /// Which job should have it.
         waiting: JobId,
     },
+    /// A gang that must not be started as it is.
+    #[error("a gang for {job} is wrong: {why}")]
+    Gang {
+        /// Of which job.
+        job: JobId,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The plan of a job names other nodes than the assignment.
     #[error("the plan of {0} does not agree with the assignment")]
     PlanDiffers(JobId),
@@ -71,7 +82,7 @@ pub fn check(assignment: &Assignment, view: &View) -> Vec<Violation> {
         if let Some(why) = &node.unusable {
             violations.push(Violation::UnusableNode { node: node_id.clone(), why: why.clone() });
         }
-        if let Some(why) = job.barred.get(node_id) {
+        if let Some(why) = job.barred.get(node_id).filter(|_| job.gangs.is_none()) {
             violations.push(Violation::Barred { node: node_id.clone(), job: *job_id, why: why.clone() });
         }
         if job.waiting_rows == 0 && node.running != Some(*job_id) {
@@ -85,9 +96,39 @@ pub fn check(assignment: &Assignment, view: &View) -> Vec<Violation> {
             other.priority > job.priority
                 && other.waiting_rows > served(other)
                 && !other.barred.contains_key(node_id)
+                && other.layout.admits_whole(node_id)
         });
         if let Some(urgent) = urgent {
             violations.push(Violation::Overtaken { node: node_id.clone(), job: *job_id, waiting: urgent.id });
+        }
+    }
+    let mut in_a_gang: BTreeSet<&NodeId> = BTreeSet::new();
+    for (job_id, gang) in &assignment.gangs {
+        let layout = view.jobs.iter().find(|job| job.id == *job_id).map(|job| job.layout.as_ref());
+        let layers = match layout {
+            Some(Layout::Gangs { layers, .. }) => *layers,
+            _ => 0,
+        };
+        let mut wrong = |why: String| violations.push(Violation::Gang { job: *job_id, why });
+        for rank in &gang.ranks {
+            if assignment.nodes.get(&rank.node) != Some(job_id) {
+                wrong(format!("{} is not assigned to it", rank.node));
+            }
+            if !in_a_gang.insert(&rank.node) {
+                wrong(format!("{} is in it twice, or in another one", rank.node));
+            }
+        }
+        if let Some(why) = gang_fault(gang, layers) {
+            wrong(why);
+        }
+    }
+    for (node_id, job_id) in &assignment.nodes {
+        let view_of = |job: &&JobView| job.id == *job_id;
+        let alone = view.nodes.iter().any(|node| node.id == *node_id && node.running != Some(*job_id))
+            && !in_a_gang.contains(node_id);
+        if alone && view.jobs.iter().find(view_of).is_some_and(|job| !job.layout.admits_whole(node_id)) {
+            let why = format!("the whole model must not be started on {node_id}");
+            violations.push(Violation::Gang { job: *job_id, why });
         }
     }
     for job in &view.jobs {
@@ -101,9 +142,35 @@ pub fn check(assignment: &Assignment, view: &View) -> Vec<Violation> {
     violations
 }
 
+/// What is wrong with a gang by itself.
+fn gang_fault(gang: &GangPlan, layers: u32) -> Option<String> {
+    if gang.ranks.len() < 2 {
+        return Some("one rank is no gang".to_owned());
+    }
+    if let Some(rank) = gang.ranks.iter().find(|rank| rank.stage.free_bytes() < 0) {
+        return Some(format!("{} would be over its budget by {} bytes", rank.node, -rank.stage.free_bytes()));
+    }
+    if gang.mode != Mode::Pipeline {
+        return None;
+    }
+    let mut next = 0;
+    for rank in gang.ranks.iter().rev() {
+        let span = rank.stage.span;
+        if span.first != next || span.is_empty() {
+            return Some(format!(
+                "layers {} to {} are nobody's or two nodes'",
+                next.min(span.first),
+                span.first
+            ));
+        }
+        next = span.end;
+    }
+    (next != layers).then(|| format!("{next} layers of {layers} are covered"))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use super::{
         super::{JobView, NodeView, assign},
@@ -113,8 +180,13 @@ mod tests {
     fn view() -> View {
         View {
             nodes: vec![
-                NodeView { id: "a".into(), unusable: None, running: None },
-                NodeView { id: "b".into(), unusable: Some("drained".to_owned()), running: None },
+                NodeView { id: "a".into(), unusable: None, running: None, held_rows: 0 },
+                NodeView {
+                    id: "b".into(),
+                    unusable: Some("drained".to_owned()),
+                    running: None,
+                    held_rows: 0,
+                },
             ],
             jobs: vec![
                 JobView {
@@ -124,6 +196,8 @@ mod tests {
                     held_rows: 0,
                     batch_rows: 4,
                     barred: BTreeMap::new(),
+                    layout: Arc::default(),
+                    gangs: None,
                 },
                 JobView {
                     id: JobId(2),
@@ -132,6 +206,8 @@ mod tests {
                     held_rows: 0,
                     batch_rows: 4,
                     barred: BTreeMap::new(),
+                    layout: Arc::default(),
+                    gangs: None,
                 },
             ],
         }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::rings::find_ring;
 use crate::{
     fit::{self, Advice, ModelFacts, Stage, Verdict, Workload},
-    model::{Backend, Link, LinkKind, Mode, NodeId},
+    model::{Backend, Link, LinkKind, Mode, NodeId, Reason},
 };
 
 /// A measured mode takes another's place only from this much more speed on: below, a night would be spent reloading.
@@ -106,29 +106,6 @@ pub struct GangPlan {
     pub link_kind: LinkKind,
     /// Rank 0 first.
     pub ranks: Vec<RankPlan>,
-}
-
-/// A reason, for a person and for a program.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Reason {
-    /// Which rule spoke: a stable word.
-    pub rule: &'static str,
-    /// Which node it is about, if one.
-    pub node: Option<NodeId>,
-    /// One sentence.
-    pub text: String,
-}
-
-impl Reason {
-    /// About the plan as a whole.
-    pub fn new(rule: &'static str, text: impl Into<String>) -> Self {
-        Self { rule, node: None, text: text.into() }
-    }
-
-    /// About one node.
-    pub fn of(rule: &'static str, node: &NodeId, text: impl Into<String>) -> Self {
-        Self { rule, node: Some(node.clone()), text: text.into() }
-    }
 }
 
 /// What was decided.

@@ -6,7 +6,8 @@
 //! which nodes is [`assign`]'s:
 //! 1. Jobs are served by priority, then age.
 //! 2. A node runs one worker at a time: memory is what nights are short of.
-//! 3. A node keeps the job it has while that job can use it: loading a model is the dear part.
+//! 3. A node keeps the job it has while that job can use it, and while its worker has rows: loading a model is the dear
+//!    part.
 //! 4. A job of higher priority that wants a node takes it over, at a row boundary; one of the same priority waits.
 //! 5. No more nodes load a model than the job has batches of rows for.
 //! 6. A node that failed a job for good is not tried again for it; one that failed lately is left alone for its
@@ -18,9 +19,9 @@ mod choose;
 mod links;
 mod rings;
 
-pub use assign::{Assignment, JobView, NodeView, View, assign};
+pub use assign::{Assignment, JobView, Layout, NodeView, RunningGangs, View, assign};
 pub use check::{Violation, check};
 pub use choose::{
-    Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Reason, Wish, choose,
+    Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Wish, choose,
 };
 pub use links::{Interface, Network, NodeInterfaces, links};

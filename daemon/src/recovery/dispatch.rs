@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use super::{
     effect::{Command, RowGrant, StopMode},
     event::Now,
+    gangs::limited,
     machine::Machine,
     rules,
     state::{Job, Lease, StopReason},
 };
 use crate::{
-    model::{JobId, JobState, NodeId, Severity},
-    planner::{self, Assignment, JobView, NodeView, View},
+    model::{Epoch, JobId, JobState, NodeId, Severity},
+    planner::{self, Assignment, GangPlan, JobView, Layout, NodeView, RunningGangs, View},
 };
 
 impl Machine {
@@ -33,27 +34,55 @@ impl Machine {
         self.grant_rows();
     }
 
-    fn view(&self, now: Now) -> View {
-        let nodes = self.nodes.values().map(|node| NodeView {
-            id: node.id.clone(),
-            unusable: node.unusable(now).or_else(|| self.busy(&node.id)),
-            running: self.open_jobs.iter().find_map(|id| {
-                let worker = self.jobs.get(id)?.workers.get(&node.id)?;
-                worker.stopping.is_none().then_some(*id)
-            }),
+    fn view(&mut self, now: Now) -> View {
+        let nodes = self.nodes.values().map(|node| {
+            let running = self.open_jobs.iter().find_map(|id| {
+                let job = self.jobs.get(id)?;
+                let worker = job.workers.get(&node.id).filter(|worker| worker.stopping.is_none())?;
+                // The rows of a gang are with rank 0, and keep every rank.
+                let held = job.workers.values().filter(|other| other.epoch == worker.epoch);
+                Some((*id, held.map(|worker| worker.held_rows).sum()))
+            });
+            NodeView {
+                id: node.id.clone(),
+                unusable: node.unusable(now).or_else(|| self.busy(&node.id)),
+                running: running.map(|(id, _)| id),
+                held_rows: running.map_or(0, |(_, held_rows)| held_rows),
+            }
         });
-        let jobs = self.open_jobs.iter().filter_map(|id| {
-            let job = self.jobs.get(id)?;
-            (job.record.state == JobState::Active && !job.is_adopting()).then(|| JobView {
-                id: *id,
+        let nodes = nodes.collect();
+        let wanting: Vec<JobId> = self
+            .open_jobs
+            .iter()
+            .filter(|id| {
+                self.jobs
+                    .get(id)
+                    .is_some_and(|job| job.record.state == JobState::Active && !job.is_adopting())
+            })
+            .copied()
+            .collect();
+        let jobs = wanting.into_iter().filter_map(|id| {
+            let layout = self.layout(now, id);
+            let job = self.jobs.get(&id)?;
+            let settings = job.record.spec.settings(&self.policy);
+            let batch_rows = match layout.as_ref() {
+                Layout::Independent { rows, .. } | Layout::Gangs { rows, .. } => {
+                    limited(settings, *rows).max_batch_rows
+                }
+                Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => settings.max_batch_rows,
+            };
+            Some(JobView {
+                id,
                 priority: job.record.spec.priority,
                 waiting_rows: job.rows_waiting(),
                 held_rows: u32::try_from(job.leases.len()).unwrap_or(u32::MAX),
-                batch_rows: job.record.spec.settings(&self.policy).max_batch_rows,
+                batch_rows,
                 barred: barred(job, now),
+                layout,
+                gangs: running_gangs(job),
             })
         });
-        View { nodes: nodes.collect(), jobs: jobs.collect() }
+        View { jobs: jobs.collect(), nodes }
     }
 
     /// A node whose worker has not ended yet has no room for another.
@@ -79,13 +108,31 @@ impl Machine {
                 (Some(running), Some(wanted)) if running == wanted => {}
                 (Some(running), wanted) => self.end_worker(now, node, running, wanted),
                 (None, Some(wanted)) => {
+                    let is_rank = assignment.gangs.iter().any(|(_, gang)| has_rank_on(gang, &node.id));
                     // With nowhere to put results, a model is not loaded either.
-                    if self.storage_problem.is_none() {
-                        self.launch(now, &node.id, wanted);
+                    if self.storage_problem.is_none() && !is_rank {
+                        let rows = view
+                            .jobs
+                            .iter()
+                            .find(|job| job.id == wanted)
+                            .map_or(u32::MAX, |job| job.batch_rows);
+                        self.launch(now, &node.id, wanted, rows);
                     }
                 }
                 (None, None) => {}
             }
+        }
+        for (job, gang) in &assignment.gangs {
+            // A gang waits until each of its nodes is free: whatever runs there has been told to end above.
+            let is_free = |node: &NodeView| node.running.is_none() && has_rank_on(gang, &node.id);
+            let free = view.nodes.iter().filter(|node| is_free(node)).count();
+            if self.storage_problem.is_some() || free != gang.ranks.len() {
+                continue;
+            }
+            let Some(view) = view.jobs.iter().find(|view| view.id == *job) else { continue };
+            let reasons = assignment.plans.get(job).map(|plan| plan.reasons.clone()).unwrap_or_default();
+            // The first sentence tells how many nodes there are, and is made anew each time.
+            self.launch_gang(now, *job, gang, view.batch_rows, reasons.into_iter().skip(1).collect());
         }
     }
 
@@ -111,7 +158,14 @@ impl Machine {
             (_, Some(wanted)) => format!("the node is wanted for {wanted}"),
             (_, None) => node.unusable.clone().unwrap_or_else(|| "no rows are left for it".to_owned()),
         };
-        self.stop(now, &node.id, running, StopMode::FinishStarted, StopReason::NotNeeded, &reason);
+        // The ranks of a gang end together, each when rank 0 has finished what it had begun.
+        let together = self.jobs.get(&running).and_then(|job| {
+            let worker = job.workers.get(&node.id)?;
+            Some(job.nodes_of(worker.epoch))
+        });
+        for node in together.unwrap_or_default() {
+            self.stop(now, &node, running, StopMode::FinishStarted, StopReason::NotNeeded, &reason);
+        }
     }
 
     /// Fills every ready worker's window.
@@ -149,7 +203,7 @@ fn fill_windows(
     let ready: Vec<NodeId> = job
         .workers
         .iter()
-        .filter(|(node, worker)| worker.takes_rows() && reachable(node))
+        .filter(|(node, worker)| worker.rank == 0 && job.is_complete(worker.epoch) && reachable(node))
         .map(|(node, _)| node.clone())
         .collect();
     let workers = u32::try_from(ready.len()).unwrap_or(u32::MAX);
@@ -169,6 +223,22 @@ fn fill_windows(
         }
     }
     granted
+}
+
+fn has_rank_on(gang: &GangPlan, node: &NodeId) -> bool {
+    gang.ranks.iter().any(|rank| rank.node == *node)
+}
+
+fn running_gangs(job: &Job) -> Option<RunningGangs> {
+    let ranks_0 = job.workers.values().filter(|worker| worker.world_size > 1 && worker.rank == 0);
+    let alive: Vec<Epoch> =
+        ranks_0.filter(|worker| worker.stopping.is_none()).map(|worker| worker.epoch).collect();
+    let newest = alive.last()?;
+    Some(RunningGangs {
+        mode: job.gangs.get(newest).map_or_else(|| job.gang_mode(), |gang| gang.mode),
+        count: u32::try_from(alive.len()).unwrap_or(u32::MAX),
+        reasons: job.gangs.get(newest).map(|gang| gang.reasons.clone()).unwrap_or_default(),
+    })
 }
 
 fn barred(job: &Job, now: Now) -> BTreeMap<NodeId, String> {

@@ -1,6 +1,10 @@
 //! What the machine wants done.
 
-use crate::model::{EventDraft, JobId, JobRecord, NodeId, NodeRecord, RowIx, WorkerKey};
+use core::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::fit::Span;
+use crate::model::{Backend, EventDraft, JobId, JobRecord, Mode, NodeId, NodeRecord, RowIx, WorkerKey};
 
 use super::event::{SessionId, WorkerSettings};
 
@@ -24,6 +28,36 @@ pub struct RowGrant {
     pub attempt: u32,
 }
 
+/// What all ranks of a gang are told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GangLaunch {
+    /// Pipeline or tensor.
+    pub mode: Mode,
+    /// What ranks talk over.
+    pub backend: Backend,
+    /// How many there are.
+    pub world_size: u32,
+    /// How long they may take to find one another.
+    pub rendezvous_timeout_ms: u64,
+    /// Rank 0 first.
+    pub ranks: Vec<RankLaunch>,
+}
+
+/// One rank's place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RankLaunch {
+    /// Where it runs.
+    pub node: NodeId,
+    /// Its layers (pipeline).
+    pub layers: Option<Span>,
+    /// Where it listens for the rank before it (ring).
+    pub ring_address: Option<SocketAddr>,
+    /// Where rank 0 is; rank 0 itself listens on all of its own.
+    pub control_addresses: Vec<SocketAddr>,
+    /// Devices towards every rank (RDMA).
+    pub rdma_devices: Vec<Option<String>>,
+}
+
 /// Something to tell an agent.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Command {
@@ -37,6 +71,13 @@ pub enum Command {
         model: String,
         /// How to set it up.
         settings: WorkerSettings,
+        /// The gang it is a rank of.
+        gang: Option<Arc<GangLaunch>>,
+    },
+    /// Say how large a model is there. Answered by [`Event::ModelFound`](super::Event::ModelFound).
+    InspectModel {
+        /// Which.
+        model: String,
     },
     /// End a worker.
     StopWorker {

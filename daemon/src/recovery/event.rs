@@ -1,7 +1,13 @@
 //! What the machine is told.
 
-use crate::model::{
-    Checkpoint, EventDraft, JobId, JobRecord, JobSpec, NodeId, NodeRecord, ReplayedJob, RowIx, WorkerKey,
+use std::sync::Arc;
+
+use crate::{
+    fit::{ModelFacts, NodeMemory},
+    model::{
+        Checkpoint, EventDraft, JobId, JobRecord, JobSpec, NodeId, NodeRecord, ReplayedJob, RowIx, WorkerKey,
+    },
+    planner::Interface,
 };
 
 use super::rules::Policy;
@@ -28,6 +34,24 @@ pub struct NodeFacts {
     pub agent_instance_id: String,
     /// Why the Python runtime cannot be used; `None` when it can.
     pub runtime_problem: Option<String>,
+    /// What it says of its memory.
+    pub memory: NodeMemory,
+    /// What it says of its interfaces.
+    pub interfaces: Vec<Interface>,
+}
+
+/// What a node found of a model.
+#[derive(Clone, Debug)]
+pub enum ModelFound {
+    /// Its files.
+    Files {
+        /// Equal on nodes with the same files.
+        fingerprint: String,
+        /// Added up.
+        facts: Arc<ModelFacts>,
+    },
+    /// They are not there, or cannot be read or added up; a worker would say why.
+    Problem,
 }
 
 /// Where a worker is in its life, as its agent reports it.
@@ -84,6 +108,8 @@ pub struct ReportedWorker {
     pub step: u64,
     /// What it was started with.
     pub settings: WorkerSettings,
+    /// Ranks of its gang; 1 for an independent worker.
+    pub world_size: u32,
     /// The rows it holds.
     pub rows: Vec<HeldRow>,
 }
@@ -198,6 +224,8 @@ pub enum ExitClass {
     Killed,
     /// Ended with the agent that had started it.
     Leftover,
+    /// Computed something else than the other ranks, or than one node alone.
+    CanaryFailed,
 }
 
 /// A worker's end.
@@ -250,6 +278,26 @@ pub enum Event {
         node: NodeId,
         /// Its connection.
         session: SessionId,
+    },
+    /// A node described its machine.
+    Observed {
+        /// Which.
+        node: NodeId,
+        /// Its memory.
+        memory: NodeMemory,
+        /// Its interfaces.
+        interfaces: Vec<Interface>,
+    },
+    /// A node answered about a model.
+    ModelFound {
+        /// Which node.
+        node: NodeId,
+        /// Over which connection it was asked.
+        session: SessionId,
+        /// Which model.
+        model: String,
+        /// What it found.
+        found: ModelFound,
     },
     /// A sign of life.
     Heard {
@@ -393,6 +441,9 @@ pub enum RefusedRequest {
     /// Bounded, so that forgotten windows do not pile up.
     #[error("too many log readers are open; close some of them")]
     TooManyLogReaders,
+    /// Nodes are being asked about models by as many people as there may be.
+    #[error("too many plans are being made at once; try again in a few seconds")]
+    TooManyQuestions,
     /// The job is over.
     #[error("job {job} is over: it is {state}")]
     JobIsOver {

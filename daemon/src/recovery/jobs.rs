@@ -59,6 +59,9 @@ impl Machine {
         self.answer_silence(now);
         self.answer_hangs(now);
         self.end_adoption(now);
+        for id in self.open_jobs.clone() {
+            self.fail_if_nobody_can(now, id);
+        }
     }
 
     /// Rows of workers that did not come back with their controller are handed out again after the grace.
@@ -72,10 +75,12 @@ impl Machine {
             let missing = adopting.waiting.clone();
             job.adopting = None;
             if missing.is_empty() {
+                self.end_incomplete_gangs(now, id);
                 continue;
             }
             job.record.launches.retain(|launch| !missing.contains(&launch.node));
             self.record_job(id);
+            self.end_incomplete_gangs(now, id);
             for node in missing {
                 let message =
                     format!("the worker of {id} on {node} did not come back; its rows are handed out again");
@@ -202,6 +207,7 @@ impl Machine {
         job.returned.clear();
         job.attempts.clear();
         job.checkpoints.clear();
+        job.gangs.clear();
         job.adopting = None;
         self.open_jobs.remove(&id);
         self.record_job(id);

@@ -6,10 +6,11 @@ use super::{
     effect::{Command, Effect},
     event::{Event, Now},
     incidents::Incidents,
+    models::Models,
     rules::Policy,
     state::{Job, Node},
 };
-use crate::model::{EventDraft, Incident, JobId, NodeId, Severity};
+use crate::model::{EventDraft, Incident, JobId, Link, NodeId, Severity};
 
 /// Everything the controller knows, and the rules that move it.
 #[derive(Clone, Debug)]
@@ -23,6 +24,11 @@ pub struct Machine {
     /// Why results cannot be stored now.
     pub(super) storage_problem: Option<String>,
     pub(super) next_command_id: u64,
+    pub(super) models: Models,
+    /// Ways between nodes that gangs may use, and how often they have changed.
+    pub(super) links: Vec<Link>,
+    pub(super) links_version: u64,
+    pub(super) port_offset: u16,
     pub(super) out: Vec<Effect>,
 }
 
@@ -38,6 +44,10 @@ impl Machine {
             incidents: Incidents::default(),
             storage_problem: None,
             next_command_id: 1,
+            models: Models::default(),
+            links: Vec::new(),
+            links_version: 0,
+            port_offset: 0,
             out: Vec::new(),
         }
     }
@@ -52,7 +62,16 @@ impl Machine {
                 self.tell_of_repairs(now, repairs, remains);
             }
             Event::Tick => self.on_tick(now),
-            Event::PolicyChanged(policy) => self.policy = policy,
+            Event::PolicyChanged(policy) => {
+                self.policy = policy;
+                self.refresh_links();
+            }
+            Event::Observed { node, memory, interfaces } => {
+                reconsider = self.on_observed(&node, memory, interfaces);
+            }
+            Event::ModelFound { node, session, model, found } => {
+                self.on_model_found(&node, session, &model, found);
+            }
             Event::Hello { node, session, facts, workers } => {
                 self.on_hello(now, node, session, facts, workers)
             }
@@ -94,6 +113,7 @@ impl Machine {
         }
         if reconsider {
             self.settle_jobs(now);
+            self.ask_about_models(now);
             self.dispatch(now);
         }
         std::mem::take(&mut self.out)

@@ -26,9 +26,11 @@
 mod dispatch;
 mod effect;
 mod event;
+mod gangs;
 mod incidents;
 mod jobs;
 mod machine;
+mod models;
 mod rates;
 mod results;
 pub mod rules;
@@ -38,10 +40,11 @@ mod state;
 mod tests;
 mod workers;
 
-pub use effect::{Command, Effect, RowGrant, StopMode};
+pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
-    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, NodeFacts, Now, ProgressNews,
-    RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
+    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, NodeFacts, Now,
+    ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
+    WorkerSettings,
 };
 pub use machine::Machine;
 pub use rules::Policy;

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::event::ExitClass;
+use crate::planner::Network;
 
 /// Every number the rules depend on. All of it comes from configuration and can change while the controller runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +38,16 @@ pub struct Policy {
     pub default_max_tokens: u32,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
+    /// Networks that ranks may talk over; no others.
+    pub gang_networks: Vec<Network>,
+    /// How long the ranks of a gang may take to find one another. MLX's own tries end after about 31 s (FIELD-NOTES 1).
+    pub gang_rendezvous_ms: u64,
+    /// How long the nodes and links must stay as they are before a gang is planned over them.
+    pub gang_settle_ms: u64,
+    /// The first port that ranks listen on.
+    pub gang_first_port: u16,
+    /// How many ports there are for them.
+    pub gang_ports: u16,
 }
 
 impl Default for Policy {
@@ -56,6 +67,11 @@ impl Default for Policy {
             checkpoint_interval_ms: 5_000,
             default_max_tokens: 512,
             forget_node_ms: 7 * 24 * 3_600_000,
+            gang_networks: Vec::new(),
+            gang_rendezvous_ms: 60_000,
+            gang_settle_ms: 2_000,
+            gang_first_port: 47_000,
+            gang_ports: 1_000,
         }
     }
 }

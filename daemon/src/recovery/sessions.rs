@@ -9,7 +9,11 @@ use super::{
     machine::Machine,
     state::{Lease, Node, Session, StopReason, Worker},
 };
-use crate::model::{Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey};
+use crate::{
+    fit::NodeMemory,
+    model::{Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey},
+    planner::Interface,
+};
 
 impl Machine {
     pub(super) fn on_hello(
@@ -42,6 +46,7 @@ impl Machine {
             self.send(&id, Command::Drain { draining: true });
         }
         self.tell_of_return(now, &id, &before, &facts, was_silent);
+        self.refresh_links();
         let held = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
             session.replaying = Some(held);
@@ -115,13 +120,16 @@ impl Machine {
             if let Some(worker) = job.workers.get(id)
                 && !alive.contains(&worker.key(*job_id))
             {
-                gone.push((*job_id, worker.epoch, worker.stopping.is_some()));
+                gone.push((*job_id, worker.epoch, worker.world_size, worker.stopping.is_some()));
                 job.workers.remove(id);
                 job.record.launches.retain(|launch| launch.node != *id);
             }
         }
-        for (job, epoch, asked) in gone {
+        for (job, epoch, world_size, asked) in gone {
             self.record_job(job);
+            if world_size > 1 {
+                self.end_gang(now, job, epoch, &format!("the rank of its gang on {id} is gone"));
+            }
             if !asked {
                 let message =
                     format!("the worker of {job} (epoch {epoch}) on {id} ended while {id} was away");
@@ -140,12 +148,18 @@ impl Machine {
     }
 
     /// Takes a living worker as ours, if it is one we want. An epoch at or below the job's newest launch is one we
-    /// gave out; of two on one node, only the one we know.
+    /// gave out; of two on one node, only the one we know. A rank is wanted only while its launch is on record: what is
+    /// left of a gang that was given up serves nobody.
     fn adopt(&mut self, now: Now, id: &NodeId, report: &ReportedWorker) -> bool {
         let worker = report.worker;
         let Some(job) = self.jobs.get_mut(&worker.job) else { return false };
         let wanted = matches!(job.record.state, JobState::Active | JobState::Cancelling | JobState::Paused);
-        if !wanted || worker.rank != 0 || worker.epoch > job.record.epoch {
+        let launched =
+            job.record.launches.iter().any(|launch| {
+                launch.node == *id && launch.epoch == worker.epoch && launch.rank == worker.rank
+            });
+        let is_rank = report.world_size > 1 || worker.rank > 0;
+        if !wanted || worker.epoch > job.record.epoch || (is_rank && !launched) {
             return false;
         }
         match job.workers.get_mut(id) {
@@ -166,7 +180,8 @@ impl Machine {
         job.workers.insert(id.clone(), adopted);
         if !job.record.launches.iter().any(|launch| launch.node == *id && launch.epoch == worker.epoch) {
             job.record.launches.retain(|launch| launch.node != *id);
-            job.record.launches.push(Launch { node: id.clone(), epoch: worker.epoch });
+            let launch = Launch { node: id.clone(), epoch: worker.epoch, rank: 0, world_size: 1 };
+            job.record.launches.push(launch);
             self.record_job(worker.job);
         }
         let message =
@@ -319,23 +334,31 @@ impl Machine {
 
     fn give_up_on(&mut self, now: Now, id: &NodeId) {
         let (mut rows_requeued, mut tokens_saved) = (0, 0);
+        let mut broken = Vec::new();
         for job_id in self.open_jobs.clone() {
             let Some(job) = self.jobs.get_mut(&job_id) else { continue };
-            let had_worker = job.workers.remove(id).is_some();
+            let worker = job.workers.remove(id);
+            broken.extend(worker.iter().filter(|worker| worker.world_size > 1).map(|w| (job_id, w.epoch)));
             let (rows, tokens) = job.release(|_, lease| lease.node == *id);
             job.record.rows_requeued += rows;
             rows_requeued += rows;
             tokens_saved += tokens;
             let launches = job.record.launches.len();
             job.record.launches.retain(|launch| launch.node != *id);
-            if had_worker || launches != job.record.launches.len() {
+            if worker.is_some() || launches != job.record.launches.len() {
                 self.record_job(job_id);
             }
         }
+        for (job, epoch) in broken {
+            self.end_gang(now, job, epoch, &format!("the node of a rank, {id}, is silent"));
+        }
         let seconds = self.policy.node_silent_ms as f64 / 1e3;
         let summary = format!("no word from {id} for {seconds:.0} s");
-        let action =
-            format!("its {rows_requeued} rows were handed out again; it is taken back when it returns");
+        let rows = match rows_requeued {
+            0 => String::new(),
+            rows => format!("its {rows} rows were handed out again; "),
+        };
+        let action = format!("{rows}it is taken back when it returns");
         self.emit(Severity::Warning, "node-silent", Some(id), None, format!("{summary}; {action}"));
         let opening = Opening {
             node: Some(id.clone()),
@@ -346,6 +369,24 @@ impl Machine {
             ..Opening::default()
         };
         self.incidents.open(now, Fault::NodeSilent, opening);
+    }
+
+    /// Returns whether it can change a plan.
+    pub(super) fn on_observed(
+        &mut self,
+        id: &NodeId,
+        memory: NodeMemory,
+        interfaces: Vec<Interface>,
+    ) -> bool {
+        let Some(node) = self.nodes.get_mut(id) else { return false };
+        let budget_changed = node.facts.memory.budget() != memory.budget();
+        node.facts.memory = memory;
+        let interfaces_changed = node.facts.interfaces != interfaces;
+        if interfaces_changed {
+            node.facts.interfaces = interfaces;
+            self.refresh_links();
+        }
+        budget_changed || interfaces_changed
     }
 
     pub(super) fn on_drain(&mut self, id: &NodeId, drain: bool) {

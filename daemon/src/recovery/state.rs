@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
+    gangs::GangRecord,
+    models::KnownLayout,
     rates::{RowRate, TokenRate},
 };
 use crate::model::{Checkpoint, Epoch, JobId, JobRecord, JobState, NodeId, Plan, RowIx, RowSet, WorkerKey};
@@ -72,6 +74,10 @@ pub struct Lease {
 pub struct Worker {
     /// Its launch.
     pub epoch: Epoch,
+    /// Its place in a gang; 0 without one.
+    pub rank: u32,
+    /// Ranks of the gang; 1 without one.
+    pub world_size: u32,
     /// Where.
     pub node: NodeId,
     /// Its process; 0 until it is known.
@@ -116,6 +122,8 @@ impl Worker {
     ) -> Self {
         Self {
             epoch: report.worker.epoch,
+            rank: report.worker.rank,
+            world_size: report.world_size.max(1),
             node: node.clone(),
             pid: report.pid,
             phase: report.phase,
@@ -132,17 +140,10 @@ impl Worker {
         }
     }
 
-    /// Whether rows can be given to it.
-    #[must_use]
-    pub fn takes_rows(&self) -> bool {
-        self.stopping.is_none()
-            && matches!(self.phase, WorkerPhase::Idle | WorkerPhase::Prefill | WorkerPhase::Decode)
-    }
-
     /// Its name.
     #[must_use]
     pub fn key(&self, job: JobId) -> WorkerKey {
-        WorkerKey { job, epoch: self.epoch, rank: 0 }
+        WorkerKey { job, epoch: self.epoch, rank: self.rank }
     }
 
     /// Tokens a second.
@@ -189,6 +190,10 @@ pub struct Job {
     pub plan: Option<Plan>,
     /// Its workers, one a node.
     pub workers: BTreeMap<NodeId, Worker>,
+    /// How its gangs were planned, by launch.
+    pub(super) gangs: BTreeMap<Epoch, GangRecord>,
+    /// Where else it may run.
+    pub(super) layout: KnownLayout,
     /// Rows held by nodes.
     pub leases: BTreeMap<RowIx, Lease>,
     /// Rows that came back and go out before any other.
@@ -220,6 +225,8 @@ impl Job {
             errors_bytes: 0,
             plan: None,
             workers: BTreeMap::new(),
+            gangs: BTreeMap::new(),
+            layout: KnownLayout::default(),
             leases: BTreeMap::new(),
             returned: BTreeSet::new(),
             cursor: RowIx(0),

@@ -3,27 +3,30 @@
 use super::{
     effect::{Command, StopMode},
     event::{ExitClass, Now, ProgressNews, WorkerExit, WorkerPhase},
+    gangs::limited,
     incidents::Opening,
     machine::Machine,
     rates::TokenRate,
     rules::{self, Answer, ExitFacts},
     state::{Backoff, StopReason, Worker},
 };
-use crate::model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey};
+use crate::model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey, said_once};
 
 impl Machine {
     /// Starts a worker: a new epoch, recorded before the command goes out.
-    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId) {
+    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId, rows: u32) {
         let command_id = self.command_id();
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let settings = job.record.spec.settings(&self.policy);
+        let settings = limited(job.record.spec.settings(&self.policy), rows);
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
         job.record.launches.retain(|launch| launch.node != *node);
-        job.record.launches.push(Launch { node: node.clone(), epoch });
+        job.record.launches.push(Launch { node: node.clone(), epoch, rank: 0, world_size: 1 });
         let worker = Worker {
             epoch,
+            rank: 0,
+            world_size: 1,
             node: node.clone(),
             pid: 0,
             phase: WorkerPhase::Starting,
@@ -42,7 +45,7 @@ impl Machine {
         let model = job.record.spec.model.clone();
         job.workers.insert(node.clone(), worker);
         self.record_job(job_id);
-        self.send(node, Command::StartWorker { command_id, worker: key, model, settings });
+        self.send(node, Command::StartWorker { command_id, worker: key, model, settings, gang: None });
         let message = format!("starting a worker for {job_id} on {node} (epoch {epoch})");
         self.emit(Severity::Info, "worker-starting", Some(node), Some(job_id), message);
     }
@@ -75,7 +78,7 @@ impl Machine {
 
     fn worker_mut(&mut self, node: &NodeId, key: WorkerKey) -> Option<&mut Worker> {
         let worker = self.jobs.get_mut(&key.job)?.workers.get_mut(node)?;
-        (worker.epoch == key.epoch && key.rank == 0).then_some(worker)
+        (worker.epoch == key.epoch && worker.rank == key.rank).then_some(worker)
     }
 
     pub(super) fn on_worker_started(&mut self, now: Now, node: &NodeId, key: WorkerKey, pid: u32) {
@@ -156,7 +159,7 @@ impl Machine {
         let WorkerKey { job: job_id, epoch, .. } = exit.worker;
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
-        let stopping = worker.stopping;
+        let (stopping, rank, world_size) = (worker.stopping, worker.rank, worker.world_size);
         let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
         job.workers.remove(node);
         job.record.launches.retain(|launch| launch.node != *node);
@@ -190,6 +193,10 @@ impl Machine {
             self.emit(Severity::Info, "worker-ended", Some(node), Some(job_id), message);
         }
         self.carry_out(now, node, exit, answer);
+        if world_size > 1 {
+            let why = format!("rank {rank} of its gang, on {node}, is gone");
+            self.end_gang(now, job_id, epoch, &why);
+        }
     }
 
     fn open_exit_incident(
@@ -208,8 +215,11 @@ impl Machine {
             (ExitClass::Leftover, _) => Fault::AgentRestarted,
             _ => Fault::WorkerExited,
         };
-        let cause =
-            if exit.first_error.is_empty() { String::new() } else { format!(": {}", exit.first_error) };
+        let cause = if exit.first_error.is_empty() || exit.status.ends_with(&exit.first_error) {
+            String::new()
+        } else {
+            format!(": {}", exit.first_error)
+        };
         let summary = format!("the worker of {job_id} on {node} {}{cause}", exit.status);
         let action = answer.to_string();
         self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
@@ -239,16 +249,7 @@ impl Machine {
                     if exit.first_error.is_empty() { exit.status.clone() } else { exit.first_error.clone() };
                 let Some(job) = self.jobs.get_mut(&job_id) else { return };
                 job.unfit.insert(node.clone(), why);
-                // A node that is away may yet be able; it is asked when it returns.
-                let able = self.nodes.values().any(|node| {
-                    (node.session.is_some() || !node.silence_answered) && !job.unfit.contains_key(&node.id)
-                });
-                if !able {
-                    let why: Vec<String> =
-                        job.unfit.iter().map(|(node, why)| format!("{node}: {why}")).collect();
-                    let model = job.record.spec.model.clone();
-                    self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
-                }
+                self.fail_if_nobody_can(now, job_id);
             }
             Answer::PauseJob => {
                 let failures = self.policy.failures_before_pause;
@@ -275,6 +276,25 @@ impl Machine {
         }
     }
 
+    /// Fails a job that every node there is has refused for good. A node that is away for a moment may yet be able; one
+    /// that has not been seen since the controller started, and has had its time, is not waited for.
+    pub(super) fn fail_if_nobody_can(&mut self, now: Now, job_id: JobId) {
+        let settling = now.mono_ms < self.policy.adopt_grace_ms;
+        let Some(job) = self.jobs.get(&job_id).filter(|job| !job.unfit.is_empty()) else { return };
+        let able = self.nodes.values().any(|node| {
+            let is_about = node.session.is_some()
+                || (!node.silence_answered && (node.last_heard_mono_ms.is_some() || settling));
+            is_about && !job.unfit.contains_key(&node.id)
+        });
+        if able {
+            return;
+        }
+        let said = said_once(job.unfit.iter().map(|(node, why)| (node, why.as_str())));
+        let why: Vec<String> = said.into_iter().map(|(nodes, why)| format!("{nodes}: {why}")).collect();
+        let model = job.record.spec.model.clone();
+        self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
+    }
+
     /// Workers without a step for too long are ended; their rows come back with their exit.
     pub(super) fn answer_hangs(&mut self, now: Now) {
         let mut hung: Vec<(NodeId, JobId, Epoch, u64)> = Vec::new();
@@ -291,7 +311,12 @@ impl Machine {
                 }
             }
         }
+        let mut answered = std::collections::BTreeSet::new();
         for (node, job, epoch, budget_ms) in hung {
+            // A rank that hangs makes the others of its gang hang; one answer is for all of them.
+            if !answered.insert((job, epoch)) {
+                continue;
+            }
             let seconds = budget_ms / 1_000;
             let reason =
                 format!("the worker of {job} on {node} (epoch {epoch}) took no step for {seconds} s");
@@ -303,6 +328,7 @@ impl Machine {
                 format!("{reason}; it is ended"),
             );
             self.stop(now, &node, job, StopMode::Kill, StopReason::Silent, &reason);
+            self.end_gang_but(now, job, epoch, Some(&node), &reason);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The control service: what `clusterctl` and other clients ask.
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, pin::Pin, time::Duration};
 
 use nightshift_proto::v1::{self, control_service_server::ControlService, submit_chunk::Part};
 use tokio::sync::{mpsc, watch};
@@ -8,7 +8,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
+use super::{convert, plan};
 use crate::{
     driver::{self, Refusal},
     intake::{self, Intake},
@@ -27,6 +27,8 @@ const RESULTS_CHUNK_BYTES: usize = 256 * 1024;
 const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 /// Watchers are told at most this often.
 const MIN_WATCH_INTERVAL_MS: u64 = 100;
+/// How long nodes may take to read a model's headers: hundreds of files on a slow disk.
+const MODEL_REPORT_LIMIT: Duration = Duration::from_secs(20);
 /// Events in one reading.
 const EVENTS_READ: usize = 1_000;
 
@@ -237,9 +239,36 @@ impl ControlService for Control {
         let lines = ReceiverStream::new(lines).map(Ok);
         Ok(Response::new(Box::pin(until(lines, cancel))))
     }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanReply>, Status> {
+        let request = request.into_inner();
+        if request.model.is_empty() {
+            return Err(Status::invalid_argument("a plan must name a model"));
+        }
+        if !request.nodes.is_empty() {
+            return Ok(Response::new(plan::offline(&request)));
+        }
+        let view = self.driver.plan_view().await.map_err(status_of)?;
+        let reports = self.model_reports(request.model.clone()).await?;
+        Ok(Response::new(plan::live(&request, &view, &reports)))
+    }
 }
 
 impl Control {
+    /// What every connected node says about a model, as far as they say it in time.
+    async fn model_reports(&self, model: String) -> Result<BTreeMap<NodeId, v1::ModelReport>, Status> {
+        let mut reports = self.driver.ask_about_model(model).await.map_err(status_of)?;
+        let mut found = BTreeMap::new();
+        let all = async {
+            while let Some((node, report)) = reports.recv().await {
+                found.insert(node, report);
+            }
+        };
+        // Whoever has not answered by then is left out of the plan, by name.
+        let _ = tokio::time::timeout(MODEL_REPORT_LIMIT, all).await;
+        Ok(found)
+    }
+
     /// Runs a producer beside the call; it ends with the client's interest, its own end, or the controller's.
     fn stream<T, F>(
         &self,

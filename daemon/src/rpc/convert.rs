@@ -1,12 +1,17 @@
 //! Between the protocol's types and the controller's own.
 
+use core::net::IpAddr;
+use std::sync::Arc;
+
 use nightshift_proto::v1;
 
 use crate::{
-    model::{Checkpoint, Epoch, JobId, JobSpec, NodeId, RowIx, WorkerKey},
+    fit::NodeMemory,
+    model::{Checkpoint, Epoch, JobId, JobSpec, Mode, NodeId, RowIx, WorkerKey},
+    planner::Interface,
     recovery::{
-        CheckpointNews, ExitClass, HeldRow, NodeFacts, ProgressNews, ReportedWorker, ResultHead, StopMode,
-        WorkerExit, WorkerPhase, WorkerSettings,
+        CheckpointNews, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts, ProgressNews, ReportedWorker,
+        ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
     },
 };
 
@@ -24,7 +29,18 @@ pub(crate) fn worker_id(key: WorkerKey) -> v1::WorkerId {
     v1::WorkerId { job_id: key.job.0, epoch: key.epoch.0, rank: key.rank }
 }
 
+/// The mode a person asked for, if one.
+pub(crate) fn mode(mode: v1::Mode) -> Option<Mode> {
+    match mode {
+        v1::Mode::Unspecified => None,
+        v1::Mode::Independent => Some(Mode::Independent),
+        v1::Mode::Pipeline => Some(Mode::Pipeline),
+        v1::Mode::Tensor => Some(Mode::Tensor),
+    }
+}
+
 pub(crate) fn job_spec(spec: v1::JobSpec) -> JobSpec {
+    let mode = mode(spec.mode());
     JobSpec {
         name: spec.name,
         model: spec.model,
@@ -32,6 +48,8 @@ pub(crate) fn job_spec(spec: v1::JobSpec) -> JobSpec {
         max_batch_rows: spec.max_batch_rows,
         default_max_tokens: spec.default_max_tokens,
         prefill_step_tokens: spec.prefill_step_tokens,
+        mode,
+        context_tokens: spec.context_tokens.min(super::plan::MOST_CONTEXT_TOKENS),
         submission_id: spec.submission_id,
     }
 }
@@ -41,6 +59,11 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
         boot_id: hello.observation.as_ref().map(|seen| seen.boot_id.clone()).unwrap_or_default(),
         agent_instance_id: hello.agent_instance_id.clone(),
         runtime_problem: runtime_problem(hello.runtime.as_ref()),
+        memory: memory(
+            hello.observation.as_ref(),
+            hello.capabilities.as_ref().map_or(0, |capabilities| capabilities.memory_budget_bytes),
+        ),
+        interfaces: interfaces(hello.observation.as_ref()),
     }
 }
 
@@ -110,6 +133,7 @@ pub(crate) fn reported_worker(worker: &v1::RunningWorker) -> ReportedWorker {
         phase: phase(worker.phase()),
         step: worker.step,
         settings: settings(worker.options),
+        world_size: worker.world_size.max(1),
         rows: worker
             .rows
             .iter()
@@ -169,6 +193,7 @@ pub(crate) fn worker_exit(worker: WorkerKey, exited: &v1::WorkerExited) -> Worke
         v1::ExitClass::Unspecified | v1::ExitClass::Crashed => ExitClass::Crashed,
         v1::ExitClass::Killed => ExitClass::Killed,
         v1::ExitClass::Leftover => ExitClass::Leftover,
+        v1::ExitClass::CanaryFailed => ExitClass::CanaryFailed,
     };
     let status = match (class, exited.signal, exited.exit_code) {
         (ExitClass::SpawnFailed, ..) => "could not be started".to_owned(),
@@ -211,6 +236,79 @@ pub(crate) fn node_id(name: &str) -> Result<NodeId, String> {
     Ok(NodeId::from(name))
 }
 
+/// What a node's report on a model means for the recovery machine.
+pub(crate) fn model_found(report: v1::ModelReport) -> ModelFound {
+    match super::plan::facts_of(&report) {
+        Ok(facts) => ModelFound::Files { fingerprint: report.fingerprint, facts: Arc::new(facts) },
+        Err(_) => ModelFound::Problem,
+    }
+}
+
+/// What the ranks of a gang are told.
+pub(crate) fn gang(launch: &GangLaunch, secret: [u8; 32]) -> v1::Gang {
+    let peers = launch.ranks.iter().zip(0..).map(|(rank, number)| v1::Peer {
+        rank: number,
+        node_id: rank.node.to_string(),
+        addresses: rank.ring_address.iter().map(ToString::to_string).collect(),
+        rdma_devices: rank.rdma_devices.iter().map(|device| device.clone().unwrap_or_default()).collect(),
+        control_addresses: rank.control_addresses.iter().map(ToString::to_string).collect(),
+        first_layer: rank.layers.map_or(0, |layers| layers.first),
+        end_layer: rank.layers.map_or(0, |layers| layers.end),
+    });
+    v1::Gang {
+        mode: super::plan::mode_out(launch.mode).into(),
+        backend: super::plan::backend_out(launch.backend).into(),
+        world_size: launch.world_size,
+        peers: peers.collect(),
+        coordinator: launch
+            .ranks
+            .first()
+            .and_then(|rank| rank.control_addresses.first())
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        rendezvous_timeout_ms: launch.rendezvous_timeout_ms,
+        secret: secret.to_vec(),
+        canary: Some(v1::Canary::default()),
+    }
+}
+
+/// What an observation says about memory. What is wired now may be a model of ours, so it is not held against the node
+/// here; the baseline of a boot is.
+pub(crate) fn memory(seen: Option<&v1::Observation>, configured_bytes: u64) -> NodeMemory {
+    let memory = seen.and_then(|seen| seen.memory);
+    NodeMemory {
+        total_bytes: memory.and_then(|memory| memory.total_bytes),
+        gpu_working_set_bytes: memory.and_then(|memory| memory.gpu_working_set_bytes),
+        wired_limit_bytes: None,
+        configured_bytes: (configured_bytes > 0).then_some(configured_bytes),
+        wired_bytes: 0,
+    }
+}
+
+/// What an observation says about interfaces.
+pub(crate) fn interfaces(seen: Option<&v1::Observation>) -> Vec<Interface> {
+    let interfaces = seen.map_or(&[][..], |seen| seen.interfaces.as_slice());
+    interfaces
+        .iter()
+        .map(|interface| Interface {
+            name: interface.name.clone(),
+            usable: interface.up && interface.carrier != Some(false),
+            loopback: interface.loopback,
+            addresses: interface.addresses.iter().filter(|text| is_plain(text)).cloned().collect(),
+        })
+        .collect()
+}
+
+/// Link-local addresses mean nothing without their interface, so ranks cannot be told them.
+fn is_plain(address: &str) -> bool {
+    let address = address.split('/').next().and_then(|text| text.parse::<IpAddr>().ok());
+    match address {
+        Some(IpAddr::V6(address)) => !address.is_unicast_link_local(),
+        Some(IpAddr::V4(_)) => true,
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,5 +338,33 @@ mod tests {
     #[test]
     fn texts_are_clipped_at_a_character() {
         assert_eq!(clip(&"ä".repeat(3_000)).chars().count(), 1_000);
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_becomes_what_a_plan_needs() {
+        let interface = |name: &str, up, carrier| v1::NetworkInterface {
+            name: name.to_owned(),
+            up,
+            carrier,
+            addresses: vec!["10.0.0.1/30".to_owned(), "fe80::1/64".to_owned(), "nonsense".to_owned()],
+            ..v1::NetworkInterface::default()
+        };
+        let seen = v1::Observation {
+            boot_id: "boot".to_owned(),
+            memory: Some(v1::Memory { total_bytes: Some(64 << 30), ..v1::Memory::default() }),
+            interfaces: vec![
+                interface("en0", true, None),
+                interface("en1", true, Some(false)),
+                interface("en2", false, Some(true)),
+            ],
+            ..v1::Observation::default()
+        };
+        let found = interfaces(Some(&seen));
+        let usable: Vec<bool> = found.iter().map(|interface| interface.usable).collect();
+        assert_eq!(usable, [true, false, false]);
+        assert_eq!(found[0].addresses, ["10.0.0.1/30"]);
+        assert_eq!(memory(Some(&seen), 5).budget().unwrap().bytes, 5);
+        assert_eq!(memory(Some(&seen), 0).budget().unwrap().limit_bytes, 48 << 30);
+        assert_eq!(memory(None, 0).budget(), None);
     }
 }

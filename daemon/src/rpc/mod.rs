@@ -3,7 +3,9 @@
 
 mod control;
 pub(crate) mod convert;
+pub(crate) mod plan;
 mod serve;
 mod session;
 
+pub use plan::offline as plan_offline;
 pub use serve::{Error, Options, serve};

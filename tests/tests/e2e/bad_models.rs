@@ -59,7 +59,7 @@ async fn unreadable() {
         expect_unusable(&mut cluster, &why);
         let job = fail(&cluster, model, &input).await;
         // Which node was the first is chance.
-        let detail = format!("no node can run model {} (n1: {why}; n2: {why})", model.display());
+        let detail = format!("no node can run model {} (n1, n2: {why})", model.display());
         assert_eq!(job.detail, detail);
     }
     let good = cluster.control().submit(control::spec("good", models::llama()), input.jsonl()).await;

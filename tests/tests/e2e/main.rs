@@ -20,6 +20,7 @@ mod bad_models;
 mod cli;
 mod disk_full;
 mod fields;
+mod gangs;
 mod generic_client;
 mod kills;
 mod reload;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             bad_models::cases(),
             fields::cases(),
             architectures::cases(),
+            gangs::cases(),
             sampling::cases(),
             away::cases(),
             kills::cases(),

@@ -16,7 +16,11 @@ use tokio::process::{Child, Command};
 use crate::{
     error::{Error, Result},
     output::Output,
+    siblings,
 };
+
+const HOW_TO_BUILD: &str =
+    "Build all three programs with: cargo build --release   Then run: target/release/clusterctl demo";
 
 /// Where `clusterd` and `cluster-agent` are.
 #[derive(Debug, Clone)]
@@ -40,6 +44,7 @@ pub(super) struct Runtime {
 impl Programs {
     /// Beside this program, else in PATH.
     pub(super) fn find() -> Result<Self> {
+        let find = |name| siblings::find(name, HOW_TO_BUILD);
         Ok(Programs { clusterd: find("clusterd")?, cluster_agent: find("cluster-agent")? })
     }
 
@@ -92,29 +97,6 @@ impl Programs {
         let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it did not say why");
         Err(Error::local(format!("The tiny model could not be made: {last}")))
     }
-}
-
-fn find(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().and_then(|exe| exe.canonicalize()).ok();
-    let beside = own.as_deref().and_then(Path::parent);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_program = |file: &PathBuf| {
-        use std::os::unix::fs::PermissionsExt;
-        file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    beside
-        .map(Path::to_owned)
-        .into_iter()
-        .chain(std::env::split_paths(&path))
-        .map(|dir| dir.join(name))
-        .find(is_program)
-        .ok_or_else(|| {
-            let beside = beside.map(|dir| format!(" ({})", dir.display())).unwrap_or_default();
-            Error::local_hint(
-                format!("The program {name} is neither beside clusterctl{beside} nor in PATH."),
-                "Build all three programs with: cargo build --release   Then run: target/release/clusterctl demo",
-            )
-        })
 }
 
 /// A program that runs once, in a process group of its own, which is ended when the demo is left early.

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use nightshift_proto::v1;
 
-use super::JobId;
+use super::{
+    JobId,
+    mode::{MOST_CONTEXT_TOKENS, ModeChoice},
+};
 use crate::{
     App,
     error::{Error, Result},
@@ -43,14 +46,26 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
     /// Rows generated together on a worker [default: the controller's]
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Longest answer where a row gives no max_tokens [default: the controller's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
     /// Prompt tokens processed in one step [default: the controller's]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_step: Option<u32>,
+    /// Run it in this mode and no other
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "auto|independent|pipeline|tensor",
+        hide_possible_values = true
+    )]
+    mode: ModeChoice,
+    /// Plan for rows of this many tokens, prompt and answer together [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_CONTEXT_TOKENS))]
+    context: Option<u64>,
     /// Watch the job until it ends
     #[arg(long, short)]
     watch: bool,
@@ -67,26 +82,44 @@ struct RowArgs {
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["file", "completions"])]
     system: Option<String>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, value_name = "T", conflicts_with = "file", value_parser = number)]
+    #[arg(
+        long,
+        value_name = "T",
+        conflicts_with = "file",
+        value_parser = |text: &str| number(text, 2.0),
+        allow_negative_numbers = true
+    )]
     temperature: Option<f64>,
     /// Nucleus sampling
-    #[arg(long, value_name = "P", conflicts_with = "file", value_parser = number)]
+    #[arg(
+        long,
+        value_name = "P",
+        conflicts_with = "file",
+        value_parser = |text: &str| number(text, 1.0),
+        allow_negative_numbers = true
+    )]
     top_p: Option<f64>,
     /// Seed of every row
     #[arg(long, value_name = "N", conflicts_with = "file")]
     seed: Option<u64>,
     /// Text that ends an answer; may be given several times
-    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "file",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     stop: Vec<String>,
     /// Complete the text (/v1/completions) in place of answering it
     #[arg(long, conflicts_with = "file")]
     completions: bool,
 }
 
-/// A number JSON can carry.
-fn number(text: &str) -> Result<f64, String> {
+/// A number that workers take: with another one, every row would end with a 400.
+fn number(text: &str, most: f64) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) if (0.0..=most).contains(&number) => Ok(number),
+        Ok(number) if number.is_finite() => Err(format!("must be between 0 and {most}")),
         _ => Err("not a number".to_owned()),
     }
 }
@@ -113,6 +146,8 @@ pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
         default_max_tokens: args.max_tokens.unwrap_or(0),
         prefill_step_tokens: args.prefill_step.unwrap_or(0),
         submission_id: submission_id()?,
+        mode: v1::Mode::from(args.mode).into(),
+        context_tokens: args.context.unwrap_or(0),
     };
     let defaults = is_prompts.then(|| RowDefaults {
         model,

@@ -1,5 +1,6 @@
 //! `jobs`, `job ID`, and the sentences about a job that other screens use.
 
+use super::fact;
 use crate::output::{
     screen::Screen,
     style::Style,
@@ -206,11 +207,6 @@ pub fn job(job: &JobView, screen: &Screen) -> String {
     super::text(&lines)
 }
 
-/// The beginning of a line that tells one thing about a job.
-fn fact(name: &str) -> String {
-    format!("  {name:<11} ")
-}
-
 /// A path is never broken, so that it can be copied: one that is too long stands on a line of its own.
 pub(crate) fn path_lines(first: &str, path: &str, screen: &Screen) -> Vec<String> {
     let path = clean(path);
@@ -237,11 +233,13 @@ fn workers(workers: &[WorkerView], indent: usize, screen: &Screen) -> Vec<String
         Column::new("PID").right().droppable(4),
         Column::new("EPOCH").right().droppable(5),
     ]);
+    let has_ranks = workers.iter().any(|worker| worker.rank > 0);
     for worker in workers {
+        let rank = if has_ranks { format!(" (rank {})", worker.rank) } else { String::new() };
         table.row([
-            worker.node.as_str().into(),
+            format!("{}{rank}", worker.node).into(),
             worker.phase.into(),
-            worker.held_rows.to_string().into(),
+            worker.rows_in_figures().into(),
             units::rate(worker.tokens_per_s).into(),
             worker.peak_memory_bytes.map(units::bytes).unwrap_or_default().into(),
             worker.started_at.map(|at| screen.ago(at.0)).unwrap_or_default().into(),

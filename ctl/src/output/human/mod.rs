@@ -6,9 +6,23 @@
 pub mod events;
 pub mod jobs;
 pub mod nodes;
+pub mod plan;
 pub mod status;
 pub mod submit;
 pub mod watch;
+
+use super::{screen::Screen, style::Style};
+
+/// A heading after an empty line.
+fn section(lines: &mut Vec<String>, screen: &Screen, title: &str) {
+    lines.push(String::new());
+    lines.push(screen.paint(Style::Strong, &screen.clip(title)));
+}
+
+/// The beginning of a line that tells one thing about something.
+fn fact(name: &str) -> String {
+    format!("  {name:<11} ")
+}
 
 /// Lines as the text that is printed.
 pub(crate) fn text(lines: &[String]) -> String {

@@ -96,8 +96,7 @@ fn work(node: &NodeView) -> String {
             let job = worker.job.as_deref().unwrap_or("?");
             match worker.held_rows {
                 0 => format!("{job} {}", worker.phase),
-                1 => format!("{job} {}, 1 row", worker.phase),
-                n => format!("{job} {}, {n} rows", worker.phase),
+                _ => format!("{job} {}, {}", worker.phase, worker.rows()),
             }
         }
         workers => {

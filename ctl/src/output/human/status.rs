@@ -1,5 +1,6 @@
 //! `status`: nodes, jobs and incidents on one screen, opened by one sentence.
 
+use super::section;
 use crate::output::{
     screen::Screen,
     style::Style,
@@ -58,11 +59,6 @@ pub fn status(status: &StatusView, screen: &Screen) -> String {
     super::text(&lines)
 }
 
-fn section(lines: &mut Vec<String>, screen: &Screen, title: &str) {
-    lines.push(String::new());
-    lines.push(screen.paint(Style::Strong, &screen.clip(title)));
-}
-
 fn opening(status: &StatusView, screen: &Screen) -> Vec<String> {
     if status.healthy {
         let text = format!("All is well: {}, {}.", nodes_words(&status.nodes), jobs_words(&status.jobs));
@@ -87,7 +83,7 @@ fn nodes_words(nodes: &[NodeView]) -> String {
     match nodes.len() {
         0 => "no nodes yet".to_owned(),
         1 if ready == 1 => "1 node ready".to_owned(),
-        n if ready == n => format!("all {n} nodes ready"),
+        n if ready == n => format!("{n} nodes ready"),
         n => format!("{ready} of {n} nodes ready"),
     }
 }

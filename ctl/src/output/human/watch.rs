@@ -4,7 +4,7 @@ use crate::output::{
     screen::Screen,
     style::Style,
     table::{Cell, Column, Table},
-    text::{Cut, capital, clean, clip, plural, width},
+    text::{Cut, capital, clean, clip, width},
     units,
     views::{JobView, NodeView, SnapshotView},
 };
@@ -135,7 +135,7 @@ fn worker_lines(job: &JobView, screen: &Screen) -> Vec<String> {
         table.row([
             worker.node.as_str().into(),
             worker.phase.into(),
-            plural(worker.held_rows.into(), "row", "rows").into(),
+            worker.rows().into(),
             if rate.is_empty() { Cell::default() } else { format!("{rate} tok/s").into() },
             worker.peak_memory_bytes.map(units::bytes).unwrap_or_default().into(),
             Cell::styled(worker.pid.map(|pid| format!("pid {pid}")).unwrap_or_default(), Style::Dim),

@@ -3,7 +3,7 @@
 use nightshift_proto::v1;
 use serde::Serialize;
 
-use super::{At, job_name, nonzero, text};
+use super::{At, job_name, mode_word, nonzero, text};
 
 /// A job.
 #[derive(Debug, Clone, Serialize)]
@@ -92,12 +92,7 @@ impl From<v1::Job> for JobView {
             v1::JobState::Failed => "failed",
             v1::JobState::Unspecified => "unknown",
         };
-        let mode = match job.mode() {
-            v1::Mode::Unspecified => None,
-            v1::Mode::Independent => Some("independent"),
-            v1::Mode::Pipeline => Some("pipeline"),
-            v1::Mode::Tensor => Some("tensor"),
-        };
+        let mode = mode_word(job.mode());
         let spec = job.spec.unwrap_or_default();
         JobView {
             id: job_name(job.job_id),
@@ -158,6 +153,22 @@ pub struct WorkerView {
     pub peak_memory_bytes: Option<u64>,
     /// When it was started.
     pub started_at: Option<At>,
+}
+
+impl WorkerView {
+    /// For a sentence: "16 rows", or "8/16 rows" where some of them wait for a place.
+    pub fn rows(&self) -> String {
+        format!("{} {}", self.rows_in_figures(), if self.held_rows == 1 { "row" } else { "rows" })
+    }
+
+    /// For a column: "16", or "8/16".
+    pub fn rows_in_figures(&self) -> String {
+        if self.active_rows > 0 && self.active_rows < self.held_rows {
+            format!("{}/{}", self.active_rows, self.held_rows)
+        } else {
+            self.held_rows.to_string()
+        }
+    }
 }
 
 impl From<v1::Worker> for WorkerView {

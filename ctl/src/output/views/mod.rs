@@ -9,17 +9,20 @@
 //! * fields may be added in later versions, never renamed or removed.
 
 use jiff::Timestamp;
+use nightshift_proto::v1;
 use serde::{Serialize, Serializer};
 
 mod cluster;
 mod job;
 mod node;
+mod plan;
 
 pub use cluster::{
     ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
 };
 pub use job::{JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};
+pub use plan::{AlternativeView, ModelSizeView, PartView, PlanView, ReasonView, WeightsView};
 
 /// A moment; in JSON an RFC 3339 string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +47,16 @@ impl Serialize for At {
 /// A job's id as people write it.
 pub fn job_name(job_id: u64) -> String {
     format!("j{job_id}")
+}
+
+/// How a model is spread over nodes, in a word; none before that is decided.
+fn mode_word(mode: v1::Mode) -> Option<&'static str> {
+    match mode {
+        v1::Mode::Unspecified => None,
+        v1::Mode::Independent => Some("independent"),
+        v1::Mode::Pipeline => Some("pipeline"),
+        v1::Mode::Tensor => Some("tensor"),
+    }
 }
 
 /// The protocol leaves texts empty where there is nothing to say.

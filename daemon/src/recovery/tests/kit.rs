@@ -1,8 +1,11 @@
 //! A machine with a clock, and short ways to say what happens to it.
 
+use std::collections::BTreeMap;
+
 use crate::{
     model::{
-        Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, NodeId, ReplayedJob, RowIx, RowSet, WorkerKey,
+        Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx, RowSet,
+        WorkerKey,
     },
     recovery::*,
 };
@@ -42,8 +45,13 @@ pub(super) fn replayed(record: JobRecord, done: &[u32]) -> ReplayedJob {
     }
 }
 
+/// An independent worker's launch.
+pub(super) fn launch(node: &str, epoch: u64) -> Launch {
+    Launch { node: node.into(), epoch: Epoch(epoch), rank: 0, world_size: 1 }
+}
+
 pub(super) fn facts(instance: &str) -> NodeFacts {
-    NodeFacts { boot_id: "boot-1".to_owned(), agent_instance_id: instance.to_owned(), runtime_problem: None }
+    NodeFacts { boot_id: "boot-1".to_owned(), agent_instance_id: instance.to_owned(), ..NodeFacts::default() }
 }
 
 pub(super) struct Kit {
@@ -51,6 +59,10 @@ pub(super) struct Kit {
     pub(super) now: Now,
     sessions: u64,
     pub(super) spool_seq: u64,
+    /// What nodes find when they are asked about a model; nothing unless said here.
+    pub(super) found: BTreeMap<String, ModelFound>,
+    /// What nodes say of themselves beyond their names.
+    pub(super) machines: BTreeMap<String, NodeFacts>,
 }
 
 impl Kit {
@@ -60,11 +72,25 @@ impl Kit {
             now: Now { mono_ms: 0, unix_ms: 1_000_000 },
             sessions: 0,
             spool_seq: 0,
+            found: BTreeMap::new(),
+            machines: BTreeMap::new(),
         }
     }
 
     pub(super) fn tell(&mut self, event: Event) -> Vec<Effect> {
-        self.machine.step(self.now, event)
+        let mut effects = self.machine.step(self.now, event);
+        let mut next = 0;
+        // Agents answer at once what they find of a model.
+        while let Some(effect) = effects.get(next) {
+            next += 1;
+            if let Effect::Send { node, session, command: Command::InspectModel { model } } = effect {
+                let found = self.found.get(node.as_str()).cloned().unwrap_or(ModelFound::Problem);
+                let answer =
+                    Event::ModelFound { node: node.clone(), session: *session, model: model.clone(), found };
+                effects.extend(self.machine.step(self.now, answer));
+            }
+        }
+        effects
     }
 
     /// Lets time pass in ticks; nodes named in `alive` keep sending heartbeats.
@@ -89,8 +115,10 @@ impl Kit {
     ) -> (SessionId, Vec<Effect>) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
+        let machine = self.machines.get(node).cloned().unwrap_or_default();
+        let facts = NodeFacts { memory: machine.memory, interfaces: machine.interfaces, ..facts(instance) };
         let node = NodeId::from(node);
-        let effects = self.tell(Event::Hello { node, session, facts: facts(instance), workers });
+        let effects = self.tell(Event::Hello { node, session, facts, workers });
         (session, effects)
     }
 

@@ -50,6 +50,7 @@ struct SimWorker {
 
 #[derive(Clone, Debug)]
 enum Up {
+    NoModel(String),
     Started(WorkerKey),
     Ready(WorkerKey),
     Result(ResultHead),
@@ -255,6 +256,7 @@ impl Night {
             },
             step: 0,
             settings: WorkerSettings { max_batch_rows: 2, ..WorkerSettings::default() },
+            world_size: 1,
             rows: worker.rows.iter().map(|(row, attempt)| HeldRow { row: *row, attempt: *attempt }).collect(),
         });
         let workers = workers.collect();
@@ -273,6 +275,7 @@ impl Night {
             Up::Ready(worker) => Event::WorkerReady { node, worker, load_ms: 1 },
             Up::Result(head) => Event::Results { node, session, heads: vec![head] },
             Up::Replayed => Event::SpoolReplayed { node, session },
+            Up::NoModel(model) => Event::ModelFound { node, session, model, found: ModelFound::Problem },
             Up::Exited(exit) => Event::WorkerExited { node, exit },
             Up::Refused(command_id) => {
                 Event::CommandRefused { node, command_id, problem: "older epoch".to_owned() }
@@ -325,6 +328,7 @@ impl Night {
                 }
             }
             Command::Drain { .. } => {}
+            Command::InspectModel { model } => agent.say(Up::NoModel(model)),
             Command::AckResults { through_spool_seq } => {
                 let kept = agent.spool.split_off(&(through_spool_seq + 1));
                 let forgotten = std::mem::replace(&mut agent.spool, kept);

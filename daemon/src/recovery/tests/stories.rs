@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::{
-    model::{Checkpoint, Epoch, JobId, JobState, Launch, NodeId, RowIx, WorkerKey},
+    model::{Checkpoint, Epoch, JobId, JobState, NodeId, NodeRecord, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -26,7 +26,7 @@ fn a_launch_is_recorded_before_it_is_commanded_and_epochs_grow() {
     let effects = kit.tell(Event::JobAccepted(record(1, 3)));
     let recorded = effects.iter().position(|effect| {
         matches!(effect, Effect::RecordJob(job) if job.epoch == Epoch(1)
-            && job.launches == [Launch { node: "a".into(), epoch: Epoch(1) }])
+            && job.launches == [launch("a", 1)])
     });
     let sent = effects
         .iter()
@@ -91,6 +91,7 @@ fn reported(worker: WorkerKey, rows: &[RowGrant]) -> ReportedWorker {
         phase: WorkerPhase::Decode,
         step: 9,
         settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
+        world_size: 1,
         rows: rows.iter().map(|grant| HeldRow { row: grant.row, attempt: grant.attempt }).collect(),
     }
 }
@@ -203,8 +204,7 @@ fn an_agent_that_comes_back_without_its_worker_delivers_its_spool_before_rows_mo
 fn a_restarted_controller_adopts_what_runs_and_waits_before_it_hands_out_rows() {
     let mut job = record(1, 40);
     job.epoch = Epoch(2);
-    job.launches =
-        vec![Launch { node: "a".into(), epoch: Epoch(1) }, Launch { node: "b".into(), epoch: Epoch(2) }];
+    job.launches = vec![launch("a", 1), launch("b", 2)];
     let mut kit = Kit::new();
     kit.tell(Event::Started {
         jobs: vec![replayed(job, &[0, 1])],
@@ -232,7 +232,7 @@ fn a_restarted_controller_adopts_what_runs_and_waits_before_it_hands_out_rows() 
 fn a_worker_that_does_not_return_with_its_controller_is_replaced_after_the_grace() {
     let mut job = record(1, 4);
     job.epoch = Epoch(1);
-    job.launches = vec![Launch { node: "gone".into(), epoch: Epoch(1) }];
+    job.launches = vec![launch("gone", 1)];
     let mut kit = Kit::new();
     kit.tell(Event::Started {
         jobs: vec![replayed(job, &[])],
@@ -302,6 +302,25 @@ fn a_model_no_node_can_read_fails_the_job_with_the_reason() {
         kit.job(1).record.detail,
         "no node can run model m (a: no config.json in m; b: m is not a directory)"
     );
+}
+
+#[test]
+fn a_node_that_has_not_been_seen_does_not_keep_a_job_alive_that_nobody_can_run() {
+    let mut kit = Kit::new();
+    let gone = NodeRecord {
+        id: "gone".into(),
+        draining: false,
+        last_seen_unix_ms: kit.now.unix_ms,
+        boot_id: String::new(),
+    };
+    let (jobs, repairs, remains) = (Vec::new(), Vec::new(), Vec::new());
+    kit.tell(Event::Started { jobs, nodes: vec![gone], repairs, remains });
+    let (session, _) = kit.connect("a");
+    let workers = started(&kit.tell(Event::JobAccepted(record(1, 30))));
+    kit.exit("a", workers[0].1, ExitClass::ModelUnreadable);
+    assert_eq!(kit.job(1).record.state, JobState::Active, "it may be about to connect");
+    kit.wait(Policy::default().adopt_grace_ms, &[("a", session)]);
+    assert_eq!(kit.job(1).record.state, JobState::Failed);
 }
 
 #[test]

@@ -1,0 +1,219 @@
+//! Gangs start, serve and end as one.
+//!
+//! Every rank is a worker on its node, and all of one launch share its epoch. Rank 0 holds the rows. Nothing is given to
+//! it before every rank is ready, and when one rank is gone, all others are ended: a group that lost a member cannot be
+//! used again (FIELD-NOTES 2).
+
+use core::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::{
+    effect::{Command, GangLaunch, RankLaunch, StopMode},
+    event::{Now, WorkerPhase, WorkerSettings},
+    machine::Machine,
+    rates::TokenRate,
+    state::{Job, StopReason, Worker},
+};
+use crate::{
+    model::{Epoch, JobId, Launch, Mode, NodeId, Reason, Severity},
+    planner::GangPlan,
+};
+
+/// Of the gangs of a job that are alive: how they were planned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct GangRecord {
+    pub(super) mode: Mode,
+    pub(super) reasons: Vec<Reason>,
+}
+
+impl Job {
+    /// The mode of the gangs it has; pipeline where nothing is remembered (a restarted controller).
+    pub(super) fn gang_mode(&self) -> Mode {
+        self.gangs.values().next_back().map_or(Mode::Pipeline, |gang| gang.mode)
+    }
+
+    /// Whether every rank of a launch is ready and none of them is to end. An independent worker is a gang of one.
+    pub(super) fn is_complete(&self, epoch: Epoch) -> bool {
+        let mut ready = 0;
+        let mut world_size = 0;
+        for worker in self.workers.values().filter(|worker| worker.epoch == epoch) {
+            let serves = worker.stopping.is_none()
+                && matches!(worker.phase, WorkerPhase::Idle | WorkerPhase::Prefill | WorkerPhase::Decode);
+            ready += u32::from(serves);
+            world_size = worker.world_size;
+        }
+        world_size > 0 && ready == world_size
+    }
+
+    /// The nodes of a launch.
+    pub(super) fn nodes_of(&self, epoch: Epoch) -> Vec<NodeId> {
+        let ranks = self.workers.values().filter(|worker| worker.epoch == epoch);
+        ranks.map(|worker| worker.node.clone()).collect()
+    }
+}
+
+impl Machine {
+    /// Starts all ranks of a gang: one epoch, recorded before the first command goes out.
+    pub(super) fn launch_gang(
+        &mut self,
+        now: Now,
+        job_id: JobId,
+        plan: &GangPlan,
+        rows: u32,
+        reasons: Vec<Reason>,
+    ) {
+        let Ok(world_size) = u32::try_from(plan.ranks.len()) else { return };
+        let Some(launch) = self.gang_launch(plan, world_size) else { return };
+        let launch = Arc::new(launch);
+        let first_command = self.next_command_id;
+        self.next_command_id += u64::from(world_size);
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let epoch = job.record.epoch.next();
+        job.record.epoch = epoch;
+        job.record.started_unix_ms.get_or_insert(now.unix_ms);
+        job.gangs.insert(epoch, GangRecord { mode: plan.mode, reasons });
+        let settings = limited(job.record.spec.settings(&self.policy), rows);
+        let model = job.record.spec.model.clone();
+        let mut commands = Vec::new();
+        for (rank, planned) in (0..).zip(&plan.ranks) {
+            let node = &planned.node;
+            job.record.launches.retain(|launch| launch.node != *node);
+            job.record.launches.push(Launch { node: node.clone(), epoch, rank, world_size });
+            let command_id = first_command + u64::from(rank);
+            let worker = Worker {
+                epoch,
+                rank,
+                world_size,
+                node: node.clone(),
+                pid: 0,
+                phase: WorkerPhase::Starting,
+                stopping: None,
+                held_rows: 0,
+                active_rows: 0,
+                settings,
+                peak_memory_bytes: 0,
+                since_unix_ms: now.unix_ms,
+                last_step_mono_ms: now.mono_ms,
+                step: 0,
+                command_id,
+                rate: TokenRate::default(),
+            };
+            let key = worker.key(job_id);
+            job.workers.insert(node.clone(), worker);
+            let start = Command::StartWorker {
+                command_id,
+                worker: key,
+                model: model.clone(),
+                settings,
+                gang: Some(Arc::clone(&launch)),
+            };
+            commands.push((node.clone(), start));
+        }
+        self.record_job(job_id);
+        let names: Vec<&str> = plan.ranks.iter().map(|rank| rank.node.as_str()).collect();
+        let message = format!(
+            "starting a {} of {world_size} ranks for {job_id} over {} on {} (epoch {epoch})",
+            plan.mode.word(),
+            plan.backend.word(),
+            names.join(", ")
+        );
+        for (node, command) in commands {
+            self.send(&node, command);
+        }
+        self.emit(Severity::Info, "gang-starting", None, Some(job_id), message);
+    }
+
+    /// Addresses and ports; `None` when the plan lacks an address, which the planner rules out.
+    fn gang_launch(&mut self, plan: &GangPlan, world_size: u32) -> Option<GangLaunch> {
+        let control_port = self.next_port();
+        let at = |address: IpAddr, port: u16| SocketAddr::new(address, port);
+        let control: Vec<SocketAddr> = plan
+            .ranks
+            .iter()
+            .skip(1)
+            .map(|rank| Some(at(rank.control_address?, control_port)))
+            .collect::<Option<_>>()?;
+        let mut ranks = Vec::new();
+        for (rank, planned) in plan.ranks.iter().enumerate() {
+            let ring_port = self.next_port();
+            ranks.push(RankLaunch {
+                node: planned.node.clone(),
+                layers: match plan.mode {
+                    Mode::Pipeline => Some(planned.stage.span),
+                    Mode::Tensor | Mode::Independent => None,
+                },
+                ring_address: planned.ring_address.map(|address| at(address, ring_port)),
+                control_addresses: match rank.checked_sub(1) {
+                    None => control.clone(),
+                    Some(other) => vec![control[other]],
+                },
+                rdma_devices: planned.rdma_devices.clone(),
+            });
+        }
+        Some(GangLaunch {
+            mode: plan.mode,
+            backend: plan.backend,
+            world_size,
+            rendezvous_timeout_ms: self.policy.gang_rendezvous_ms,
+            ranks,
+        })
+    }
+
+    /// Ports are taken in turn, so that one is not asked for again while its last connection lingers.
+    fn next_port(&mut self) -> u16 {
+        let port = self.policy.gang_first_port.saturating_add(self.port_offset);
+        self.port_offset = (self.port_offset + 1) % self.policy.gang_ports.max(1);
+        port
+    }
+
+    /// Ends what is left of a launch of which a rank is gone.
+    pub(super) fn end_gang(&mut self, now: Now, job_id: JobId, epoch: Epoch, why: &str) {
+        self.end_gang_but(now, job_id, epoch, None, why);
+    }
+
+    /// The same, but for the rank on a node that has been told already.
+    pub(super) fn end_gang_but(
+        &mut self,
+        now: Now,
+        job_id: JobId,
+        epoch: Epoch,
+        told: Option<&NodeId>,
+        why: &str,
+    ) {
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let left = job.nodes_of(epoch);
+        if left.is_empty() {
+            job.gangs.remove(&epoch);
+        }
+        for node in left.iter().filter(|node| Some(*node) != told) {
+            self.stop(now, node, job_id, StopMode::Kill, StopReason::NotNeeded, why);
+        }
+    }
+
+    /// Launches that can never be complete any more: a restarted controller found only some of their ranks.
+    pub(super) fn end_incomplete_gangs(&mut self, now: Now, job_id: JobId) {
+        let Some(job) = self.jobs.get(&job_id) else { return };
+        let mut broken: Vec<Epoch> = Vec::new();
+        for worker in job.workers.values().filter(|worker| worker.world_size > 1) {
+            let found = job.nodes_of(worker.epoch).len();
+            if u32::try_from(found).is_ok_and(|found| found < worker.world_size)
+                && !broken.contains(&worker.epoch)
+            {
+                broken.push(worker.epoch);
+            }
+        }
+        for epoch in broken {
+            self.end_gang(now, job_id, epoch, "a rank of its gang did not come back");
+        }
+    }
+}
+
+/// The settings with no more rows together than fit.
+pub(super) fn limited(settings: WorkerSettings, rows: u32) -> WorkerSettings {
+    let max_batch_rows = settings.max_batch_rows.min(rows.max(1));
+    WorkerSettings {
+        max_batch_rows,
+        prefill_batch_rows: settings.prefill_batch_rows.min(max_batch_rows),
+        ..settings
+    }
+}

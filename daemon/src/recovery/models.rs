@@ -1,0 +1,265 @@
+//! What is known of models on nodes, and how jobs may therefore be spread.
+//!
+//! A node is asked about a job's model once in each connection. Nothing is started before those that are connected have
+//! answered, or have had their time; a node that does not know the model's size is treated as one without limits, as a
+//! worker that cannot load it says so itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    effect::Command,
+    event::{ModelFound, Now, SessionId},
+    machine::Machine,
+    state::{Job, Node},
+};
+use crate::{
+    fit::{ModelFacts, Workload},
+    model::{JobId, JobState, Mode, NodeId, Reason},
+    planner::{self, Answer, Candidate, Choice, Layout, NodeInterfaces, Question, Wish, links},
+};
+
+/// Headers of hundreds of files on a slow disk; an agent that has not answered by then never will.
+const ANSWER_MS: u64 = 20_000;
+
+/// Prompt and answer of an ordinary night's row, where the job does not say.
+const DEFAULT_CONTEXT_TOKENS: u64 = 4_096;
+
+/// What a node said of a model.
+#[derive(Clone, Debug)]
+enum Said {
+    Nothing {
+        since_mono_ms: u64,
+    },
+    /// It has the files: these.
+    Has {
+        fingerprint: String,
+        facts: Arc<ModelFacts>,
+    },
+    /// It has not, or they cannot be read; a worker started there would say the same.
+    Cannot,
+}
+
+/// Models of open jobs, by name and node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Models {
+    said: BTreeMap<String, BTreeMap<NodeId, (SessionId, Said)>>,
+}
+
+/// What a layout was made from: while it stays the same, so does the layout.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Basis {
+    fingerprint: String,
+    candidates: Vec<Candidate>,
+    unknown: BTreeSet<NodeId>,
+    wish: Wish,
+    load: Workload,
+    links_version: u64,
+}
+
+/// A layout and what it was made from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KnownLayout {
+    basis: Option<Basis>,
+    since_mono_ms: u64,
+    layout: Arc<Layout>,
+}
+
+impl Machine {
+    pub(super) fn on_model_found(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        model: &str,
+        found: ModelFound,
+    ) {
+        let Some((asked, said)) = self.models.said.get_mut(model).and_then(|nodes| nodes.get_mut(node))
+        else {
+            return;
+        };
+        if *asked == session {
+            *said = match found {
+                ModelFound::Files { fingerprint, facts } => Said::Has { fingerprint, facts },
+                ModelFound::Problem => Said::Cannot,
+            };
+        }
+    }
+
+    /// Asks every node that could be used about the models of jobs that want to run, and forgets what nobody wants.
+    pub(super) fn ask_about_models(&mut self, now: Now) {
+        let wanted: BTreeSet<String> = self
+            .open_jobs
+            .iter()
+            .filter_map(|id| self.jobs.get(id))
+            .filter(|job| job.record.state == JobState::Active)
+            .map(|job| job.record.spec.model.clone())
+            .collect();
+        self.models.said.retain(|model, _| wanted.contains(model));
+        let mut questions = Vec::new();
+        for model in wanted {
+            let said = self.models.said.entry(model.clone()).or_default();
+            for node in self.nodes.values() {
+                let Some(session) = node.session.as_ref().filter(|session| session.replaying.is_none())
+                else {
+                    continue;
+                };
+                if said.get(&node.id).is_none_or(|(asked, _)| *asked != session.id) {
+                    said.insert(node.id.clone(), (session.id, Said::Nothing { since_mono_ms: now.mono_ms }));
+                    questions.push((node.id.clone(), model.clone()));
+                }
+            }
+        }
+        for (node, model) in questions {
+            self.send(&node, Command::InspectModel { model });
+        }
+    }
+
+    /// Links between nodes, derived anew whenever what they say of their interfaces has changed.
+    pub(super) fn refresh_links(&mut self) {
+        let interfaces: Vec<NodeInterfaces> = self
+            .nodes
+            .values()
+            .map(|node| NodeInterfaces {
+                node: node.id.clone(),
+                boot_id: node.facts.boot_id.clone(),
+                interfaces: node.facts.interfaces.clone(),
+            })
+            .collect();
+        let found = links(&interfaces, &self.policy.gang_networks);
+        if found != self.links {
+            self.links = found;
+            self.links_version += 1;
+        }
+    }
+
+    /// How a job may be spread over the nodes it does not run on.
+    pub(super) fn layout(&mut self, now: Now, id: JobId) -> Arc<Layout> {
+        let Some(job) = self.jobs.get(&id) else { return Arc::default() };
+        let none = BTreeMap::new();
+        let said = self.models.said.get(&job.record.spec.model).unwrap_or(&none);
+        // Nodes that a plan may count on: a short absence or a back-off changes no plan.
+        let counted: Vec<&Node> = self
+            .nodes
+            .values()
+            .filter(|node| !node.silence_answered && !node.draining && node.facts.runtime_problem.is_none())
+            .filter(|node| !job.unfit.contains_key(&node.id) && !job.workers.contains_key(&node.id))
+            .collect();
+        let silent = counted.iter().find(|node| {
+            matches!(said.get(&node.id), Some((_, Said::Nothing { since_mono_ms }))
+                if now.mono_ms < since_mono_ms + ANSWER_MS)
+        });
+        if let Some(node) = silent {
+            let why = format!("{} has not said yet how large the model is there", node.id);
+            return Arc::new(Layout::Pending(Reason::new("asking", why)));
+        }
+        let mut kinds: BTreeMap<&str, (usize, &Arc<ModelFacts>)> = BTreeMap::new();
+        for (_, said) in said.values() {
+            if let Said::Has { fingerprint, facts } = said {
+                kinds.entry(fingerprint).or_insert((0, facts)).0 += 1;
+            }
+        }
+        let best = kinds.into_iter().max_by_key(|(kind, (count, _))| (*count, std::cmp::Reverse(*kind)));
+        let Some((fingerprint, (_, facts))) = best else { return Arc::default() };
+        let (fingerprint, facts) = (fingerprint.to_owned(), Arc::clone(facts));
+        let mut candidates = Vec::new();
+        let mut unknown = BTreeSet::new();
+        for node in counted {
+            match (said.get(&node.id), node.facts.memory.budget()) {
+                (Some((_, Said::Has { fingerprint: of_node, .. })), Some(budget))
+                    if *of_node == fingerprint =>
+                {
+                    candidates.push(Candidate { node: node.id.clone(), budget_bytes: budget.bytes });
+                }
+                (Some((_, Said::Has { .. } | Said::Nothing { .. })), _) | (None, _) => {}
+                // It ends with the worker's own words about what is missing there.
+                (Some((_, Said::Cannot)), _) => {
+                    unknown.insert(node.id.clone());
+                }
+            }
+        }
+        let basis = Basis {
+            wish: wish(job),
+            load: self.load(job, &facts),
+            links_version: self.links_version,
+            fingerprint,
+            candidates,
+            unknown,
+        };
+        self.layout_on(now, id, basis, &facts)
+    }
+
+    fn load(&self, job: &Job, facts: &ModelFacts) -> Workload {
+        let settings = job.record.spec.settings(&self.policy);
+        let usual = facts.context_tokens.unwrap_or(u64::MAX).min(DEFAULT_CONTEXT_TOKENS);
+        Workload {
+            rows: u64::from(settings.max_batch_rows),
+            context_tokens: if job.record.spec.context_tokens == 0 {
+                usual
+            } else {
+                job.record.spec.context_tokens
+            },
+            prefill_rows: u64::from(settings.prefill_batch_rows),
+            prefill_step_tokens: u64::from(settings.prefill_step_tokens),
+        }
+    }
+
+    fn layout_on(&mut self, now: Now, id: JobId, basis: Basis, facts: &ModelFacts) -> Arc<Layout> {
+        let settle_ms = self.policy.gang_settle_ms;
+        let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
+        if job.layout.basis.as_ref() != Some(&basis) {
+            let answer = planner::choose(&Question {
+                facts,
+                load: basis.load,
+                wish: basis.wish,
+                candidates: &basis.candidates,
+                links: &self.links,
+                measurements: &[],
+                most_gangs: basis.candidates.len(),
+            });
+            let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
+            job.layout = KnownLayout { basis: Some(basis), since_mono_ms: now.mono_ms, layout };
+        }
+        // Nodes come one after another: what would be sharded over the first two may fit the third whole.
+        let hasty = matches!(*job.layout.layout, Layout::Gangs { .. })
+            && now.mono_ms < job.layout.since_mono_ms + settle_ms;
+        if hasty {
+            let why = "the nodes have only just been seen; a moment is waited for others";
+            return Arc::new(Layout::Pending(Reason::new("settling", why)));
+        }
+        Arc::clone(&job.layout.layout)
+    }
+}
+
+/// What was asked for; and what runs already is not mixed with another mode.
+fn wish(job: &Job) -> Wish {
+    let running = job.workers.values().find(|worker| worker.stopping.is_none());
+    match (job.record.spec.mode, running) {
+        (Some(mode), _) => Wish::Only(mode),
+        (None, Some(worker)) if worker.world_size == 1 => Wish::Only(Mode::Independent),
+        (None, Some(_)) => Wish::Only(job.gang_mode()),
+        (None, None) => Wish::Auto,
+    }
+}
+
+fn layout_from(answer: Answer, facts: &ModelFacts, unknown: &BTreeSet<NodeId>) -> Layout {
+    let rows = u32::try_from(answer.rows).unwrap_or(u32::MAX);
+    let reasons = answer.reasons;
+    match answer.choice {
+        Choice::Independent(nodes) => Layout::Independent {
+            nodes: nodes.into_iter().map(|(node, _)| node).chain(unknown.iter().cloned()).collect(),
+            rows,
+            reasons,
+        },
+        Choice::Gangs(gangs) => Layout::Gangs {
+            gangs,
+            layers: u32::try_from(facts.layers.len()).unwrap_or(u32::MAX),
+            rows,
+            reasons,
+        },
+        // Without a candidate nobody knows better: workers say what is wrong.
+        Choice::Refused { best_try, .. } if best_try.is_empty() => Layout::Unknown,
+        Choice::Refused { .. } => Layout::Refused(reasons),
+    }
+}

@@ -1,0 +1,287 @@
+//! Models too large for one node: gangs are formed, serve, end as one and are formed anew.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::kit::*;
+use crate::{
+    fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
+    model::{Epoch, JobId, JobRecord, JobState, Launch, Mode, RowIx, WorkerKey},
+    planner::{Interface, Network},
+    recovery::*,
+};
+
+type Sessions = Vec<(&'static str, SessionId)>;
+
+const GB: u64 = 1_000_000_000;
+
+/// Eighty layers of a gigabyte.
+fn large_model() -> ModelFound {
+    let tensors = (0..80).map(|index| Tensor {
+        name: format!("model.layers.{index}.mlp.up_proj.weight"),
+        dtype: Dtype::Bf16,
+        bytes: GB,
+    });
+    let config = json!({
+        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 1_024, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "intermediate_size": 1_024, "vocab_size": 1_000,
+    });
+    let facts = ModelFacts::new(&ModelFiles { config, tensors: tensors.collect() }).unwrap();
+    ModelFound::Files { fingerprint: "large".to_owned(), facts: Arc::new(facts) }
+}
+
+fn machine(address: &str, budget_gb: u64) -> NodeFacts {
+    NodeFacts {
+        memory: NodeMemory { configured_bytes: Some(budget_gb * GB), ..NodeMemory::default() },
+        interfaces: vec![Interface {
+            name: "en5".to_owned(),
+            usable: true,
+            loopback: false,
+            addresses: vec![format!("{address}/24")],
+        }],
+        ..NodeFacts::default()
+    }
+}
+
+/// Nodes a, b, … of so many gigabytes each, in one allowed network, all of which have the large model.
+fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
+    let mut kit = Kit::new();
+    let policy = Policy { gang_networks: vec![Network::parse("10.0.0.0/24").unwrap()], ..Policy::default() };
+    let _ = kit.tell(Event::PolicyChanged(policy));
+    let mut sessions = Vec::new();
+    for (name, (budget, last)) in ["a", "b", "c", "d"].into_iter().zip(budgets_gb.iter().zip(1..)) {
+        kit.found.insert(name.to_owned(), large_model());
+        kit.machines.insert(name.to_owned(), machine(&format!("10.0.0.{last}"), *budget));
+        sessions.push((name, kit.connect(name).0));
+    }
+    (kit, sessions)
+}
+
+/// A job over a gang of two whose ranks are ready, the rows of rank 0, and the keys of both ranks.
+fn at_work() -> (Kit, Sessions, Vec<(String, WorkerKey)>, Vec<RowGrant>) {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = started(&effects);
+    let mut granted_rows = Vec::new();
+    for (node, worker) in &ranks {
+        let effects = kit.ready(node, *worker);
+        granted_rows.extend(granted(&effects, &ranks[0].0));
+    }
+    (kit, sessions, ranks, granted_rows)
+}
+
+fn launches(job: &JobRecord) -> Vec<(String, u64, u32, u32)> {
+    let told = |launch: &Launch| (launch.node.to_string(), launch.epoch.0, launch.rank, launch.world_size);
+    job.launches.iter().map(told).collect()
+}
+
+#[test]
+fn a_model_too_large_for_one_node_gets_a_gang_in_one_epoch() {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    assert_eq!(started(&effects), [], "a moment is waited for more nodes");
+    let effects = kit.wait(2_100, &sessions);
+    let ranks = started(&effects);
+    let key = |rank| WorkerKey { job: JobId(1), epoch: Epoch(1), rank };
+    assert_eq!(ranks, [("a".to_owned(), key(0)), ("b".to_owned(), key(1))]);
+    assert_eq!(
+        launches(&kit.job(1).record),
+        [("a".to_owned(), 1, 0, 2), ("b".to_owned(), 1, 1, 2)],
+        "recorded with both"
+    );
+    let gangs: Vec<Arc<GangLaunch>> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { command: Command::StartWorker { gang, .. }, .. } => gang.clone(),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gangs.len(), 2);
+    assert_eq!(gangs[0], gangs[1], "both are told the same");
+    let [last, first] = gangs[0].ranks.as_slice() else { panic!("{:#?}", gangs[0]) };
+    let (last_layers, first_layers) = (last.layers.unwrap(), first.layers.unwrap());
+    assert_eq!((first_layers.first, last_layers.end), (0, 80));
+    assert_eq!(first_layers.end, last_layers.first);
+    assert_eq!(last.ring_address.unwrap().to_string(), "10.0.0.1:47001");
+    assert_eq!(first.ring_address.unwrap().to_string(), "10.0.0.2:47002");
+    assert_eq!(last.control_addresses, first.control_addresses);
+    assert_eq!(last.control_addresses[0].to_string(), "10.0.0.1:47000");
+
+    let plan = kit.job(1).plan.clone().unwrap();
+    assert_eq!(plan.mode, Mode::Pipeline);
+    let rules: Vec<&str> = plan.reasons.iter().map(|reason| reason.rule).collect();
+    assert!(rules.contains(&"too-big-for-one") && rules.contains(&"fewest-nodes"), "{plan:#?}");
+}
+
+#[test]
+fn rows_go_to_rank_0_and_only_when_every_rank_is_ready() {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let _ = kit.tell(Event::JobAccepted(record(1, 100)));
+    let ranks = started(&kit.wait(2_100, &sessions));
+    let effects = kit.ready("a", ranks[0].1);
+    assert_eq!(granted(&effects, "a"), []);
+    let effects = kit.ready("b", ranks[1].1);
+    assert!(!granted(&effects, "a").is_empty());
+    assert_eq!(granted(&effects, "b"), []);
+}
+
+#[test]
+fn what_fits_one_node_runs_whole_on_every_node() {
+    let (mut kit, _) = cluster(&[100, 100]);
+    let effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    let epochs: Vec<(String, u64, u32)> =
+        started(&effects).into_iter().map(|(node, key)| (node, key.epoch.0, key.rank)).collect();
+    assert_eq!(epochs, [("a".to_owned(), 1, 0), ("b".to_owned(), 2, 0)]);
+    assert_eq!(kit.job(1).plan.as_ref().unwrap().mode, Mode::Independent);
+}
+
+#[test]
+fn what_fits_nowhere_waits_and_says_why_until_there_is_a_node_for_it() {
+    let (mut kit, mut sessions) = cluster(&[30, 30]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(5_000, &sessions));
+    assert_eq!(started(&effects), []);
+    let job = kit.job(1);
+    assert_eq!(job.record.state, JobState::Active);
+    let reasons = &job.plan.as_ref().unwrap().reasons;
+    assert!(reasons.iter().any(|reason| reason.rule == "refused"), "{reasons:#?}");
+
+    kit.found.insert("c".to_owned(), large_model());
+    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 60));
+    let (session, _) = kit.connect("c");
+    sessions.push(("c", session));
+    let effects = kit.wait(2_100, &sessions);
+    assert_eq!(started(&effects).len(), 3, "over all three");
+}
+
+#[test]
+fn a_rank_that_is_gone_ends_its_gang_and_a_new_one_goes_on_with_the_rows() {
+    let (mut kit, sessions, ranks, rows_out) = at_work();
+    assert!(!rows_out.is_empty());
+    let effects = kit.exit("b", ranks[1].1, ExitClass::Signalled);
+    assert_eq!(stopped(&effects), [("a".to_owned(), ranks[0].1, StopMode::Kill)]);
+    assert_eq!(kit.machine.incidents().count(), 1);
+
+    let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    assert!(stopped(&effects).is_empty());
+    assert_eq!(kit.machine.incidents().count(), 1, "the aftermath is no incident of its own");
+    assert_eq!(kit.job(1).leases.len(), 0, "its rows are free again");
+    let effects = kit.wait(5_000, &sessions);
+    let again = started(&effects);
+    assert_eq!(again.len(), 2);
+    assert!(again.iter().all(|(_, key)| key.epoch == Epoch(2)), "{again:?}");
+
+    let mut effects = Vec::new();
+    for (node, worker) in &again {
+        effects.extend(kit.ready(node, *worker));
+    }
+    let next = granted(&effects, "a");
+    assert_eq!(rows(&next), rows(&rows_out), "the same rows first");
+    assert!(next.iter().all(|grant| grant.attempt == 2));
+}
+
+#[test]
+fn what_an_old_gang_still_answers_does_not_count() {
+    let (mut kit, sessions, ranks, rows_out) = at_work();
+    let _ = kit.exit("b", ranks[1].1, ExitClass::Signalled);
+    let _ = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let again = started(&kit.wait(5_000, &sessions));
+    for (node, worker) in &again {
+        let _ = kit.ready(node, *worker);
+    }
+    let effects = kit.result("a", sessions[0].1, ranks[0].1, rows_out[0]);
+    assert_eq!(commits(&effects), 0);
+    assert!(!kit.job(1).done.contains(rows_out[0].row));
+}
+
+#[test]
+fn a_rank_that_hangs_is_ended_with_its_gang_in_one_incident() {
+    let (mut kit, sessions, ranks, _) = at_work();
+    let effects = kit.wait(Policy::default().step_budget_ms + 200, &sessions);
+    let ended = stopped(&effects);
+    assert_eq!(
+        ended,
+        [("a".to_owned(), ranks[0].1, StopMode::Kill), ("b".to_owned(), ranks[1].1, StopMode::Kill)]
+    );
+    let _ = kit.exit("a", ranks[0].1, ExitClass::Killed);
+    let _ = kit.exit("b", ranks[1].1, ExitClass::Killed);
+    let faults: Vec<&str> = kit.machine.incidents().map(|incident| incident.fault.word()).collect();
+    assert_eq!(faults, ["worker-silent"]);
+}
+
+#[test]
+fn a_silent_node_ends_the_gang_on_the_others() {
+    let (mut kit, sessions, ranks, _) = at_work();
+    let effects = kit.wait(5_200, &sessions[..1]);
+    assert_eq!(stopped(&effects), [("a".to_owned(), ranks[0].1, StopMode::Kill)]);
+    let _ = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    assert_eq!(kit.job(1).leases.len(), 0);
+    // When the node returns, what is left of the old gang there is not taken back.
+    let left = ReportedWorker {
+        worker: ranks[1].1,
+        pid: 9,
+        phase: WorkerPhase::Decode,
+        step: 5,
+        settings: WorkerSettings::default(),
+        world_size: 2,
+        rows: Vec::new(),
+    };
+    let (_, effects) = kit.hello("b", "agent-1", vec![left]);
+    assert_eq!(stopped(&effects), [("b".to_owned(), ranks[1].1, StopMode::Kill)]);
+}
+
+#[test]
+fn draining_a_node_ends_its_gang_at_a_row_boundary() {
+    let (mut kit, _, ranks, _) = at_work();
+    let effects = kit.tell(Event::Drain { node: "b".into(), drain: true });
+    let ended = stopped(&effects);
+    assert_eq!(ended.len(), 2, "{ended:?}");
+    assert!(ended.iter().all(|(_, _, mode)| *mode == StopMode::FinishStarted));
+    let _ = kit.exit("b", ranks[1].1, ExitClass::Orderly);
+    let _ = kit.exit("a", ranks[0].1, ExitClass::Orderly);
+    assert_eq!(kit.machine.incidents().count(), 0, "nothing was wrong");
+}
+
+#[test]
+fn a_restarted_controller_adopts_a_whole_gang_and_ends_a_half_one() {
+    let (kit, _, ranks, rows_out) = at_work();
+    let before = kit.job(1).record.clone();
+    let reported = |rank: usize, rows: &[RowGrant]| ReportedWorker {
+        worker: ranks[rank].1,
+        pid: 7,
+        phase: WorkerPhase::Decode,
+        step: 5,
+        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
+        world_size: 2,
+        rows: rows.iter().map(|grant| HeldRow { row: grant.row, attempt: grant.attempt }).collect(),
+    };
+    let restarted = || {
+        let mut kit = Kit::new();
+        kit.machines.insert("a".to_owned(), machine("10.0.0.1", 60));
+        kit.machines.insert("b".to_owned(), machine("10.0.0.2", 60));
+        let jobs = vec![replayed(before.clone(), &[])];
+        let _ =
+            kit.tell(Event::Started { jobs, nodes: Vec::new(), repairs: Vec::new(), remains: Vec::new() });
+        kit
+    };
+    let mut whole = restarted();
+    let (on_a, mut effects) = whole.hello("a", "agent-1", vec![reported(0, &rows_out)]);
+    effects.extend(whole.replayed("a", on_a));
+    let (on_b, more) = whole.hello("b", "agent-1", vec![reported(1, &[])]);
+    effects.extend(more);
+    effects.extend(whole.replayed("b", on_b));
+    effects.extend(whole.wait(20_000, &[("a", on_a), ("b", on_b)]));
+    assert_eq!((started(&effects), stopped(&effects)), (vec![], vec![]));
+    let held: Vec<RowIx> = whole.job(1).leases.keys().copied().collect();
+    assert!(rows_out.iter().all(|grant| held.contains(&grant.row)));
+
+    let mut half = restarted();
+    let (on_a, mut effects) = half.hello("a", "agent-1", vec![reported(0, &rows_out)]);
+    effects.extend(half.replayed("a", on_a));
+    let (on_b, more) = half.connect("b");
+    effects.extend(more);
+    effects.extend(half.wait(1_000, &[("a", on_a), ("b", on_b)]));
+    assert_eq!(stopped(&effects), [("a".to_owned(), ranks[0].1, StopMode::Kill)]);
+}

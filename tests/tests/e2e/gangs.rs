@@ -1,0 +1,213 @@
+//! A model that fits no node runs sharded over several: chosen by itself, with the very answers of one process, whatever
+//! rank is killed or hangs.
+
+use std::path::PathBuf;
+
+use nightshift_proto::v1::{Job, JobSpec, JobState, Mode};
+use nightshift_tests::{
+    answers::Answers,
+    cluster::{Cluster, ClusterBuilder},
+    control::{self, rows_done},
+    models, process,
+    procfs::Seen,
+    rows::Input,
+    suite::{Case, Need, case},
+    wait,
+};
+use nix::sys::signal::Signal;
+use tokio::sync::{Mutex, OnceCell};
+
+const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
+
+/// Rows of a job.
+const ROWS: usize = 16;
+
+/// The longest answer: long enough that faults fall between its tokens.
+const MAX_TOKENS: u32 = 60;
+
+/// About 39 MB of weights in float32: with what MLX and a single row need besides, 111 MB; half of it with four rows,
+/// 99 MB. See [`BUDGET_MIB`].
+const SHAPE: &[&str] = &["--dtype", "float32", "--layers", "16", "--hidden", "256"];
+
+/// Too little for the whole model with a single row, enough for half of it with four.
+const BUDGET_MIB: u64 = 100;
+
+/// Ranks that wait for one another do so at full speed: one gang at a time is what two cores bear.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// What a gang that lost a rank makes the controller say, once.
+const GANG_LOST: &str = "WARN the worker of j1 on n* kind=\"worker-exited\"";
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("gangs::what_fits_no_node_is_sharded_and_answers_the_same", NEEDS, sharded),
+        case("gangs::tensor_is_done_where_it_is_asked_for", NEEDS, tensor),
+        case("gangs::a_killed_rank_costs_a_gang_and_no_row", NEEDS, killed),
+        case("gangs::a_stopped_rank_takes_its_gang_down_and_the_job_goes_on", NEEDS, stopped),
+        case("gangs::a_restarted_controller_adopts_a_gang", NEEDS, adopted),
+    ]
+}
+
+fn model() -> PathBuf {
+    models::tiny("llama", SHAPE)
+}
+
+fn input() -> Input {
+    Input::chat(ROWS, MAX_TOKENS, 20_261_121)
+}
+
+fn spec(name: &str) -> JobSpec {
+    JobSpec { max_batch_rows: 4, context_tokens: 256, ..control::spec(name, model()) }
+}
+
+/// The answers of one process with the whole model; made once for all cases.
+async fn whole() -> &'static Answers {
+    static ANSWERS: OnceCell<Answers> = OnceCell::const_new();
+    ANSWERS
+        .get_or_init(async || {
+            let cluster = Cluster::builder("gangs-whole").agents(1).start().await;
+            let input = input();
+            let job = cluster.control().submit(spec("whole"), input.jsonl()).await;
+            let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+            assert_eq!(job.mode(), Mode::Independent, "without a budget it fits");
+            let answers = cluster.answers(&job, &input);
+            cluster.finish().await;
+            answers
+        })
+        .await
+}
+
+/// Ports of its own for each case: they run at the same time on one machine.
+fn builder(name: &str, case: u16, more: &str) -> ClusterBuilder {
+    let first_port = 21_000 + 200 * case;
+    let config = format!(
+        "[gangs]\nnetworks = [\"127.0.0.0/8\"]\nfirst_port = {first_port}\nports = 200\nsettle_ms = 500\n\
+         [jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n{more}"
+    );
+    Cluster::builder(name).agents(2).memory_budget_mib(BUDGET_MIB).config(&config)
+}
+
+/// Its end: every row once, with the answers of one process.
+async fn end(cluster: &Cluster, job: &Job, input: &Input) -> Job {
+    let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    let answers = cluster.answers(&job, input);
+    assert_eq!(answers.succeeded(), input.len(), "every row is answered with 200");
+    answers.assert_same_as(whole().await);
+    wait::eventually("the ranks to end with their job", wait::SOON, async || {
+        let left = cluster.workers();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+    })
+    .await;
+    job
+}
+
+async fn sharded() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let cluster = builder("gangs-sharded", 0, "").start().await;
+    let input = input();
+    let plan = cluster
+        .ctl(&["plan", "--model", &model().to_string_lossy(), "--context", "256", "--rows", "4"])
+        .await;
+    assert!(plan.stdout.contains("pipeline over 2 nodes"), "{plan:#?}");
+    let job = cluster.control().submit(spec("sharded"), input.jsonl()).await;
+    let what = "both ranks at work";
+    let at_work = |job: &Job| job.workers.len() == 2 && rows_done(job) > 0;
+    let seen = cluster.control().wait_job(job.job_id, what, wait::LONG, at_work).await;
+    assert_eq!(seen.mode(), Mode::Pipeline);
+    let ranks: Vec<u32> = seen.workers.iter().filter_map(|worker| Some(worker.worker?.rank)).collect();
+    assert_eq!(ranks, [0, 1], "rank 0 is on the first of two equal nodes");
+    let reasons = seen.plan_reasons.join("\n");
+    for part in
+        ["a pipeline over 2 nodes", "no node holds it whole", "ring (TCP on one machine)", "n2: layers 0 to "]
+    {
+        assert!(reasons.contains(part), "{part} in\n{reasons}");
+    }
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!((job.epoch, job.rows_requeued), (1, 0), "one gang did it all");
+    cluster.finish().await;
+}
+
+async fn tensor() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let cluster = builder("gangs-tensor", 1, "").start().await;
+    let input = input();
+    let asked = JobSpec { mode: Mode::Tensor.into(), ..spec("tensor") };
+    let job = cluster.control().submit(asked, input.jsonl()).await;
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!((job.mode(), job.epoch), (Mode::Tensor, 1));
+    cluster.finish().await;
+}
+
+async fn killed() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let cluster = builder("gangs-killed", 2, "").expect(&[GANG_LOST]).start().await;
+    let input = input();
+    let job = cluster.control().submit(spec("killed"), input.jsonl()).await;
+    for (rank, rows) in [(1, 3), (0, 8)] {
+        let victim = a_rank_at_work(&cluster, &job, rank, rows).await;
+        process::send(victim.pid, Signal::SIGKILL);
+        let incidents = usize::from(rank == 0) + 1;
+        wait::eventually("an incident a gang", wait::SOON, async || {
+            let found = cluster.control().incidents("worker-exited").await;
+            if found.len() == incidents { Ok(()) } else { Err(format!("{found:#?}")) }
+        })
+        .await;
+    }
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!(job.epoch, 3, "a gang after each strike");
+    assert!(job.rows_requeued > 0);
+    cluster.finish().await;
+}
+
+async fn stopped() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let silent =
+        "WARN the worker of j1 on n* (epoch 1) took no step for 10 s; it is ended kind=\"worker-silent\"";
+    let ended = "WARN the worker of j1 on n* was ended by SIGKILL*kind=\"worker-silent\"";
+    let config = "[recovery]\nstep_budget_ms = 10000\nstop_grace_ms = 1000\n";
+    let cluster =
+        builder("gangs-stopped", 3, config).expect(&[silent]).allow(&[ended, GANG_LOST]).start().await;
+    let input = input();
+    let job = cluster.control().submit(spec("stopped"), input.jsonl()).await;
+    let victim = a_rank_at_work(&cluster, &job, 1, 3).await;
+    process::send(victim.pid, Signal::SIGSTOP);
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!(job.epoch, 2, "the gang after it did the rest");
+    cluster.finish().await;
+}
+
+async fn adopted() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let mut cluster = builder("gangs-adopted", 4, "").start().await;
+    let input = input();
+    let job = cluster.control().submit(spec("adopted"), input.jsonl()).await;
+    let _ = a_rank_at_work(&cluster, &job, 0, 3).await;
+    let before: Vec<u32> = cluster.workers().iter().map(|worker| worker.pid).collect();
+    cluster.kill_controller().await;
+    cluster.start_controller().await;
+    let whole = |job: &Job| job.workers.len() == 2;
+    let seen = cluster.control().wait_job(job.job_id, "both ranks to be adopted", wait::SOON, whole).await;
+    let after: Vec<u32> = seen.workers.iter().map(|worker| worker.pid).collect();
+    assert!(after.iter().all(|pid| before.contains(pid)), "the same processes: {before:?}, {after:?}");
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!((job.epoch, job.rows_requeued), (1, 0), "it costs no token");
+    cluster.finish().await;
+}
+
+/// The process of a rank, when so many rows are done and the gang is amid others.
+async fn a_rank_at_work(cluster: &Cluster, job: &Job, rank: u32, rows: u64) -> Seen {
+    let busy = |job: &Job| {
+        rows_done(job) >= rows
+            && job.workers.len() == 2
+            && job.workers.iter().any(|worker| worker.active_rows > 0)
+    };
+    let seen = cluster.control().wait_job(job.job_id, "a gang amid its rows", wait::LONG, busy).await;
+    assert_eq!(seen.state(), JobState::Running);
+    let worker = seen
+        .workers
+        .iter()
+        .find(|worker| worker.worker.is_some_and(|id| id.rank == rank))
+        .expect("a gang has this rank");
+    let process = cluster.workers().into_iter().find(|process| process.pid == worker.pid);
+    process.expect("its process is there")
+}
