@@ -1,6 +1,6 @@
 //! What the machine is told.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
     fit::{ModelFacts, NodeMemory},
@@ -41,7 +41,7 @@ pub struct NodeFacts {
 }
 
 /// What a node found of a model.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum ModelFound {
     /// Its files.
     Files {
@@ -52,6 +52,16 @@ pub enum ModelFound {
     },
     /// They are not there, or cannot be read or added up; a worker would say why.
     Problem,
+}
+
+impl fmt::Debug for ModelFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // A hundred layers are no help in a trace.
+            Self::Files { fingerprint, .. } => write!(f, "Files({fingerprint})"),
+            Self::Problem => f.write_str("Problem"),
+        }
+    }
 }
 
 /// Where a worker is in its life, as its agent reports it.

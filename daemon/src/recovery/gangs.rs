@@ -11,7 +11,6 @@ use super::{
     effect::{Command, GangLaunch, RankLaunch, StopMode},
     event::{Now, WorkerPhase, WorkerSettings},
     machine::Machine,
-    rates::TokenRate,
     state::{Job, StopReason, Worker},
 };
 use crate::{
@@ -78,26 +77,10 @@ impl Machine {
         for (rank, planned) in (0..).zip(&plan.ranks) {
             let node = &planned.node;
             job.record.launches.retain(|launch| launch.node != *node);
-            job.record.launches.push(Launch { node: node.clone(), epoch, rank, world_size });
+            let place = Launch { node: node.clone(), epoch, rank, world_size };
+            job.record.launches.push(place.clone());
             let command_id = first_command + u64::from(rank);
-            let worker = Worker {
-                epoch,
-                rank,
-                world_size,
-                node: node.clone(),
-                pid: 0,
-                phase: WorkerPhase::Starting,
-                stopping: None,
-                held_rows: 0,
-                active_rows: 0,
-                settings,
-                peak_memory_bytes: 0,
-                since_unix_ms: now.unix_ms,
-                last_step_mono_ms: now.mono_ms,
-                step: 0,
-                command_id,
-                rate: TokenRate::default(),
-            };
+            let worker = Worker::starting(now, node, place, settings, command_id);
             let key = worker.key(job_id);
             job.workers.insert(node.clone(), worker);
             let start = Command::StartWorker {

@@ -113,7 +113,7 @@ impl Machine {
         }
         if reconsider {
             self.settle_jobs(now);
-            self.ask_about_models(now);
+            self.ask_about_models();
             self.dispatch(now);
         }
         std::mem::take(&mut self.out)

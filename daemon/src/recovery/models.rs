@@ -1,8 +1,8 @@
 //! What is known of models on nodes, and how jobs may therefore be spread.
 //!
 //! A node is asked about a job's model once in each connection. Nothing is started before those that are connected have
-//! answered, or have had their time; a node that does not know the model's size is treated as one without limits, as a
-//! worker that cannot load it says so itself.
+//! answered: a model of unknown size could take a machine down. A node that has not got the model is treated as one
+//! without limits, because a worker started there says what is missing, or fetches it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,23 +21,16 @@ use crate::{
     planner::{self, Answer, Candidate, Choice, Layout, NodeInterfaces, Question, Wish, links},
 };
 
-/// Headers of hundreds of files on a slow disk; an agent that has not answered by then never will.
-const ANSWER_MS: u64 = 20_000;
-
 /// Prompt and answer of an ordinary night's row, where the job does not say.
 const DEFAULT_CONTEXT_TOKENS: u64 = 4_096;
 
 /// What a node said of a model.
 #[derive(Clone, Debug)]
 enum Said {
-    Nothing {
-        since_mono_ms: u64,
-    },
+    /// Not yet. Every agent answers; an answer is only lost with its connection, and then it is asked for again.
+    Nothing,
     /// It has the files: these.
-    Has {
-        fingerprint: String,
-        facts: Arc<ModelFacts>,
-    },
+    Has { fingerprint: String, facts: Arc<ModelFacts> },
     /// It has not, or they cannot be read; a worker started there would say the same.
     Cannot,
 }
@@ -88,7 +81,7 @@ impl Machine {
     }
 
     /// Asks every node that could be used about the models of jobs that want to run, and forgets what nobody wants.
-    pub(super) fn ask_about_models(&mut self, now: Now) {
+    pub(super) fn ask_about_models(&mut self) {
         let wanted: BTreeSet<String> = self
             .open_jobs
             .iter()
@@ -106,7 +99,7 @@ impl Machine {
                     continue;
                 };
                 if said.get(&node.id).is_none_or(|(asked, _)| *asked != session.id) {
-                    said.insert(node.id.clone(), (session.id, Said::Nothing { since_mono_ms: now.mono_ms }));
+                    said.insert(node.id.clone(), (session.id, Said::Nothing));
                     questions.push((node.id.clone(), model.clone()));
                 }
             }
@@ -146,10 +139,9 @@ impl Machine {
             .filter(|node| !node.silence_answered && !node.draining && node.facts.runtime_problem.is_none())
             .filter(|node| !job.unfit.contains_key(&node.id) && !job.workers.contains_key(&node.id))
             .collect();
-        let silent = counted.iter().find(|node| {
-            matches!(said.get(&node.id), Some((_, Said::Nothing { since_mono_ms }))
-                if now.mono_ms < since_mono_ms + ANSWER_MS)
-        });
+        let silent = counted
+            .iter()
+            .find(|node| node.session.is_some() && matches!(said.get(&node.id), Some((_, Said::Nothing))));
         if let Some(node) = silent {
             let why = format!("{} has not said yet how large the model is there", node.id);
             return Arc::new(Layout::Pending(Reason::new("asking", why)));
@@ -172,7 +164,7 @@ impl Machine {
                 {
                     candidates.push(Candidate { node: node.id.clone(), budget_bytes: budget.bytes });
                 }
-                (Some((_, Said::Has { .. } | Said::Nothing { .. })), _) | (None, _) => {}
+                (Some((_, Said::Has { .. } | Said::Nothing)), _) | (None, _) => {}
                 // It ends with the worker's own words about what is missing there.
                 (Some((_, Said::Cannot)), _) => {
                     unknown.insert(node.id.clone());

@@ -167,6 +167,13 @@ impl Machine {
                 known.pid = report.pid;
                 known.phase = report.phase;
                 known.last_step_mono_ms = now.mono_ms;
+                // What it was told may have been lost with the connection.
+                let untold = known.stop_mode.filter(|_| report.phase != WorkerPhase::Stopping);
+                if let Some((mode, why)) = untold.zip(known.stopping) {
+                    known.stopping = None;
+                    let reason = "it was told before, and has not heard it";
+                    self.stop(now, id, worker.job, mode, why, reason);
+                }
                 return true;
             }
             Some(_) => return false,

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
+    effect::StopMode,
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
     gangs::GangRecord,
     models::KnownLayout,
     rates::{RowRate, TokenRate},
 };
-use crate::model::{Checkpoint, Epoch, JobId, JobRecord, JobState, NodeId, Plan, RowIx, RowSet, WorkerKey};
+use crate::model::{
+    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, RowIx, RowSet, WorkerKey,
+};
 
 /// A node, seen or remembered.
 #[derive(Clone, Debug)]
@@ -86,6 +89,8 @@ pub struct Worker {
     pub phase: WorkerPhase,
     /// Why it was told to end, if it was.
     pub stopping: Option<StopReason>,
+    /// How it was told last: said again when the connection broke meanwhile.
+    pub(super) stop_mode: Option<StopMode>,
     /// Rows given to it and not back.
     pub held_rows: u32,
     /// Rows being generated.
@@ -113,6 +118,35 @@ pub enum StopReason {
 }
 
 impl Worker {
+    /// A worker that is about to be started.
+    pub(super) fn starting(
+        now: Now,
+        node: &NodeId,
+        place: Launch,
+        settings: WorkerSettings,
+        command_id: u64,
+    ) -> Self {
+        Self {
+            epoch: place.epoch,
+            rank: place.rank,
+            world_size: place.world_size,
+            node: node.clone(),
+            pid: 0,
+            phase: WorkerPhase::Starting,
+            stopping: None,
+            stop_mode: None,
+            held_rows: 0,
+            active_rows: 0,
+            settings,
+            peak_memory_bytes: 0,
+            since_unix_ms: now.unix_ms,
+            last_step_mono_ms: now.mono_ms,
+            step: 0,
+            command_id,
+            rate: TokenRate::default(),
+        }
+    }
+
     /// A worker that was running before it was known.
     pub(super) fn adopted(
         now: Now,
@@ -128,6 +162,7 @@ impl Worker {
             pid: report.pid,
             phase: report.phase,
             stopping,
+            stop_mode: None,
             held_rows: 0,
             active_rows: 0,
             settings: report.settings,

@@ -6,7 +6,6 @@ use super::{
     gangs::limited,
     incidents::Opening,
     machine::Machine,
-    rates::TokenRate,
     rules::{self, Answer, ExitFacts},
     state::{Backoff, StopReason, Worker},
 };
@@ -22,25 +21,9 @@ impl Machine {
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
         job.record.launches.retain(|launch| launch.node != *node);
-        job.record.launches.push(Launch { node: node.clone(), epoch, rank: 0, world_size: 1 });
-        let worker = Worker {
-            epoch,
-            rank: 0,
-            world_size: 1,
-            node: node.clone(),
-            pid: 0,
-            phase: WorkerPhase::Starting,
-            stopping: None,
-            held_rows: 0,
-            active_rows: 0,
-            settings,
-            peak_memory_bytes: 0,
-            since_unix_ms: now.unix_ms,
-            last_step_mono_ms: now.mono_ms,
-            step: 0,
-            command_id,
-            rate: TokenRate::default(),
-        };
+        let place = Launch { node: node.clone(), epoch, rank: 0, world_size: 1 };
+        job.record.launches.push(place.clone());
+        let worker = Worker::starting(now, node, place, settings, command_id);
         let key = worker.key(job_id);
         let model = job.record.spec.model.clone();
         job.workers.insert(node.clone(), worker);
@@ -68,6 +51,7 @@ impl Machine {
             return;
         }
         worker.stopping = Some(worker.stopping.unwrap_or(why));
+        worker.stop_mode = Some(mode);
         worker.last_step_mono_ms = now.mono_ms;
         let worker = worker.key(job_id);
         self.send(

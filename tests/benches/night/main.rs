@@ -1,8 +1,8 @@
 //! The bounds Nightshift is built to, measured: `cargo bench -p nightshift-tests`.
 //!
 //! Prints one line a figure with its bound and a verdict; `--quick` (or `NIGHTSHIFT_BENCH_QUICK=1`) takes smaller sizes,
-//! `--check` makes a missed bound the exit code, and a word selects the parts whose name holds it (`controller`,
-//! `supervision`, `idle`, `latency`). A wrong answer is a failure always: what is counted here is also checked.
+//! `--check` makes a missed bound the exit code, and a word selects the parts whose name holds it (`planner`,
+//! `controller`, `supervision`, `idle`, `latency`). A wrong answer is a failure always: what is counted here is also checked.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
@@ -14,6 +14,7 @@ use table::Table;
 mod controller;
 mod idle;
 mod latency;
+mod planner;
 mod supervision;
 mod table;
 
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
     };
     let mut table = Table::new(quick);
     runtime.block_on(async {
+        if selected("planner") {
+            planner::measure(&mut table, quick);
+        }
         if selected("controller") {
             controller::measure(&mut table, quick).await;
         }

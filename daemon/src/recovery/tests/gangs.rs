@@ -2,53 +2,18 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::kit::*;
 use crate::{
-    fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{Epoch, JobId, JobRecord, JobState, Launch, Mode, RowIx, WorkerKey},
-    planner::{Interface, Network},
     recovery::*,
 };
 
 type Sessions = Vec<(&'static str, SessionId)>;
 
-const GB: u64 = 1_000_000_000;
-
-/// Eighty layers of a gigabyte.
-fn large_model() -> ModelFound {
-    let tensors = (0..80).map(|index| Tensor {
-        name: format!("model.layers.{index}.mlp.up_proj.weight"),
-        dtype: Dtype::Bf16,
-        bytes: GB,
-    });
-    let config = json!({
-        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 1_024, "num_attention_heads": 8,
-        "num_key_value_heads": 8, "intermediate_size": 1_024, "vocab_size": 1_000,
-    });
-    let facts = ModelFacts::new(&ModelFiles { config, tensors: tensors.collect() }).unwrap();
-    ModelFound::Files { fingerprint: "large".to_owned(), facts: Arc::new(facts) }
-}
-
-fn machine(address: &str, budget_gb: u64) -> NodeFacts {
-    NodeFacts {
-        memory: NodeMemory { configured_bytes: Some(budget_gb * GB), ..NodeMemory::default() },
-        interfaces: vec![Interface {
-            name: "en5".to_owned(),
-            usable: true,
-            loopback: false,
-            addresses: vec![format!("{address}/24")],
-        }],
-        ..NodeFacts::default()
-    }
-}
-
 /// Nodes a, b, … of so many gigabytes each, in one allowed network, all of which have the large model.
 fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
     let mut kit = Kit::new();
-    let policy = Policy { gang_networks: vec![Network::parse("10.0.0.0/24").unwrap()], ..Policy::default() };
-    let _ = kit.tell(Event::PolicyChanged(policy));
+    let _ = kit.tell(Event::PolicyChanged(policy_with_a_network()));
     let mut sessions = Vec::new();
     for (name, (budget, last)) in ["a", "b", "c", "d"].into_iter().zip(budgets_gb.iter().zip(1..)) {
         kit.found.insert(name.to_owned(), large_model());

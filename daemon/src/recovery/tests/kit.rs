@@ -1,14 +1,20 @@
 //! A machine with a clock, and short ways to say what happens to it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::json;
 
 use crate::{
+    fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{
         Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx, RowSet,
         WorkerKey,
     },
+    planner::{Interface, Network},
     recovery::*,
 };
+
+const GB: u64 = 1_000_000_000;
 
 pub(super) fn record(id: u64, rows_total: u32) -> JobRecord {
     JobRecord {
@@ -52,6 +58,40 @@ pub(super) fn launch(node: &str, epoch: u64) -> Launch {
 
 pub(super) fn facts(instance: &str) -> NodeFacts {
     NodeFacts { boot_id: "boot-1".to_owned(), agent_instance_id: instance.to_owned(), ..NodeFacts::default() }
+}
+
+/// Rules under which gangs may talk over 10.0.0.0/24.
+pub(super) fn policy_with_a_network() -> Policy {
+    Policy { gang_networks: vec![Network::parse("10.0.0.0/24").unwrap()], ..Policy::default() }
+}
+
+/// Eighty layers of a gigabyte.
+pub(super) fn large_model() -> ModelFound {
+    let tensors = (0..80).map(|index| Tensor {
+        name: format!("model.layers.{index}.mlp.up_proj.weight"),
+        dtype: Dtype::Bf16,
+        bytes: GB,
+    });
+    let config = json!({
+        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 1_024, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "intermediate_size": 1_024, "vocab_size": 1_000,
+    });
+    let facts = ModelFacts::new(&ModelFiles { config, tensors: tensors.collect() }).unwrap();
+    ModelFound::Files { fingerprint: "large".to_owned(), facts: Arc::new(facts) }
+}
+
+/// What a node with this address and so many gigabytes for a model says of itself.
+pub(super) fn machine(address: &str, budget_gb: u64) -> NodeFacts {
+    NodeFacts {
+        memory: NodeMemory { configured_bytes: Some(budget_gb * GB), ..NodeMemory::default() },
+        interfaces: vec![Interface {
+            name: "en5".to_owned(),
+            usable: true,
+            loopback: false,
+            addresses: vec![format!("{address}/24")],
+        }],
+        ..NodeFacts::default()
+    }
 }
 
 pub(super) struct Kit {

@@ -1,12 +1,13 @@
 //! Random nights: simulated agents with spools and epochs, a ledger that keeps only what was made durable, and faults
-//! at any moment. After each step: no row is committed twice, nothing is forgotten by an agent before it is durable.
+//! at any moment. In every other night the model is too large for one node, so gangs of two come and go. After each
+//! step: no row is committed twice, nothing is forgotten by an agent before it is durable.
 //! At the end of each night faults stop, and every job must end with every row.
 //!
 //! A night that fails prints its seed and the end of its trace; `NIGHTSHIFT_SEED` replays one alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::kit::{facts, record};
+use super::kit::{facts, large_model, machine, policy_with_a_network, record};
 use crate::{
     model::{Epoch, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet, WorkerKey},
     recovery::*,
@@ -43,6 +44,7 @@ impl Dice {
 #[derive(Clone, Debug)]
 struct SimWorker {
     key: WorkerKey,
+    world_size: u32,
     ready: bool,
     finishing: bool,
     rows: VecDeque<(RowIx, u32)>,
@@ -50,7 +52,7 @@ struct SimWorker {
 
 #[derive(Clone, Debug)]
 enum Up {
-    NoModel(String),
+    Model(String),
     Started(WorkerKey),
     Ready(WorkerKey),
     Result(ResultHead),
@@ -83,6 +85,8 @@ struct Disk {
 }
 
 struct Night {
+    /// The model needs two nodes.
+    large: bool,
     dice: Dice,
     machine: Machine,
     now: Now,
@@ -98,8 +102,9 @@ struct Night {
 impl Night {
     fn new(seed: u64) -> Self {
         let mut night = Self {
+            large: seed % 2 == 1,
             dice: Dice(seed),
-            machine: Machine::new(Policy::default()),
+            machine: Machine::new(policy_with_a_network()),
             now: Now { mono_ms: 0, unix_ms: 1 },
             disk: Disk::default(),
             agents: NODES.iter().map(|name| (NodeId::from(*name), SimAgent::default())).collect(),
@@ -212,7 +217,7 @@ impl Night {
         for agent in self.agents.values_mut() {
             agent.cut();
         }
-        self.machine = Machine::new(Policy::default());
+        self.machine = Machine::new(policy_with_a_network());
         let jobs = self.disk.jobs.values().map(|record| {
             let mut done = RowSet::new(record.rows_total);
             for (_, row) in self.disk.done.iter().filter(|(job, _)| *job == record.id) {
@@ -256,12 +261,16 @@ impl Night {
             },
             step: 0,
             settings: WorkerSettings { max_batch_rows: 2, ..WorkerSettings::default() },
-            world_size: 1,
+            world_size: worker.world_size,
             rows: worker.rows.iter().map(|(row, attempt)| HeldRow { row: *row, attempt: *attempt }).collect(),
         });
         let workers = workers.collect();
         let instance = format!("i{}", agent.instance);
-        self.tell(Event::Hello { node: id.clone(), session, facts: facts(&instance), workers });
+        let place = 1 + NODES.iter().position(|name| *name == id.as_str()).unwrap();
+        let described = machine(&format!("10.0.0.{place}"), 60);
+        let facts =
+            NodeFacts { memory: described.memory, interfaces: described.interfaces, ..facts(&instance) };
+        self.tell(Event::Hello { node: id.clone(), session, facts, workers });
     }
 
     fn deliver_up(&mut self, id: &NodeId) {
@@ -275,7 +284,10 @@ impl Night {
             Up::Ready(worker) => Event::WorkerReady { node, worker, load_ms: 1 },
             Up::Result(head) => Event::Results { node, session, heads: vec![head] },
             Up::Replayed => Event::SpoolReplayed { node, session },
-            Up::NoModel(model) => Event::ModelFound { node, session, model, found: ModelFound::Problem },
+            Up::Model(model) => {
+                let found = if self.large { large_model() } else { ModelFound::Problem };
+                Event::ModelFound { node, session, model, found }
+            }
             Up::Exited(exit) => Event::WorkerExited { node, exit },
             Up::Refused(command_id) => {
                 Event::CommandRefused { node, command_id, problem: "older epoch".to_owned() }
@@ -287,7 +299,7 @@ impl Night {
         let agent = self.agents.get_mut(id).unwrap();
         let Some(command) = agent.to_agent.pop_front() else { return };
         match command {
-            Command::StartWorker { command_id, worker, .. } => {
+            Command::StartWorker { command_id, worker, gang, .. } => {
                 let highest = agent.highest_epoch.entry(worker.job).or_default();
                 if worker.epoch < *highest {
                     agent.say(Up::Refused(command_id));
@@ -295,8 +307,13 @@ impl Night {
                 }
                 *highest = worker.epoch;
                 assert!(agent.worker.is_none(), "two workers on {id}");
-                agent.worker =
-                    Some(SimWorker { key: worker, ready: false, finishing: false, rows: VecDeque::new() });
+                agent.worker = Some(SimWorker {
+                    key: worker,
+                    world_size: gang.map_or(1, |gang| gang.world_size),
+                    ready: false,
+                    finishing: false,
+                    rows: VecDeque::new(),
+                });
                 agent.say(Up::Started(worker));
             }
             Command::StopWorker { worker, mode, .. } => {
@@ -328,7 +345,7 @@ impl Night {
                 }
             }
             Command::Drain { .. } => {}
-            Command::InspectModel { model } => agent.say(Up::NoModel(model)),
+            Command::InspectModel { model } => agent.say(Up::Model(model)),
             Command::AckResults { through_spool_seq } => {
                 let kept = agent.spool.split_off(&(through_spool_seq + 1));
                 let forgotten = std::mem::replace(&mut agent.spool, kept);
@@ -353,8 +370,26 @@ impl Night {
     }
 
     fn work(&mut self, id: &NodeId) {
+        let Some((launch, world_size, was_ready)) = self.agents[id]
+            .worker
+            .as_ref()
+            .map(|worker| ((worker.key.job, worker.key.epoch), worker.world_size, worker.ready))
+        else {
+            return;
+        };
+        let of_launch = |worker: &&SimWorker| (worker.key.job, worker.key.epoch) == launch;
+        let alive = self.agents.values().filter_map(|agent| agent.worker.as_ref()).filter(of_launch).count();
+        let alone = alive < world_size as usize;
+        // A rank that has lost another ends; one that waits for another gives up at some time.
+        if alone && (was_ready || self.dice.one_in(20)) {
+            self.agents.get_mut(id).unwrap().end_worker(ExitClass::LinkFault);
+            return;
+        }
         let agent = self.agents.get_mut(id).unwrap();
         let Some(worker) = &mut agent.worker else { return };
+        if alone {
+            return;
+        }
         if !worker.ready {
             worker.ready = true;
             let key = worker.key;
@@ -373,7 +408,7 @@ impl Night {
             };
             agent.spool.insert(head.spool_seq, head);
             agent.say(Up::Result(head));
-        } else if worker.finishing {
+        } else if worker.finishing && worker.key.rank == 0 {
             agent.end_worker(ExitClass::Orderly);
         }
     }
