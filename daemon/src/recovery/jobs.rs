@@ -168,8 +168,12 @@ impl Machine {
         }
         if job.record.state != JobState::Cancelling {
             job.record.state = JobState::Cancelling;
-            job.record.detail =
-                if at_once { "cancelled at once" } else { "rows being generated are finished" }.to_owned();
+            job.record.detail = match (at_once, job.leases.is_empty()) {
+                (true, _) => "cancelled at once",
+                (false, true) => "",
+                (false, false) => "rows being generated are finished",
+            }
+            .to_owned();
             job.adopting = None;
             self.record_job(id);
             self.emit(Severity::Info, "job-cancelling", None, Some(id), format!("{id} is being cancelled"));
@@ -201,6 +205,10 @@ impl Machine {
     fn end_job(&mut self, now: Now, id: JobId, state: JobState) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.record.state = state;
+        if state == JobState::Cancelled {
+            // It told what was still going on.
+            job.record.detail.clear();
+        }
         job.record.finished_unix_ms = Some(now.unix_ms);
         job.record.launches.clear();
         job.leases.clear();

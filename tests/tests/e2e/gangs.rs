@@ -45,6 +45,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("gangs::a_killed_rank_costs_a_gang_and_no_row", NEEDS, killed),
         case("gangs::a_stopped_rank_takes_its_gang_down_and_the_job_goes_on", NEEDS, stopped),
         case("gangs::a_restarted_controller_adopts_a_gang", NEEDS, adopted),
+        case("gangs::a_gang_that_wakes_up_after_its_successor_started_commits_nothing", NEEDS, woken),
     ]
 }
 
@@ -191,6 +192,40 @@ async fn adopted() {
     assert!(after.iter().all(|pid| before.contains(pid)), "the same processes: {before:?}, {after:?}");
     let job = end(&cluster, &job, &input).await;
     assert_eq!((job.epoch, job.rows_requeued), (1, 0), "it costs no token");
+    cluster.finish().await;
+}
+
+/// Node n1 stands still with its rank: the others go on without it. When it wakes up, its rank may have answers, and they
+/// are nobody's.
+async fn woken() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let silent = "WARN no word from n1 for 5 s; * kind=\"node-silent\"";
+    let vanished = "WARN the worker of j1 (epoch 1) on n* ended while n* was away kind=\"worker-vanished\"";
+    let mut cluster =
+        builder("gangs-woken", 5, "").agents(3).expect(&[silent]).allow(&[vanished, GANG_LOST]).start().await;
+    let input = input();
+    let job = cluster.control().submit(spec("woken"), input.jsonl()).await;
+    let victim = a_rank_at_work(&cluster, &job, 0, 3).await;
+    assert!(victim.command.contains("/agents/n1/"), "rank 0 is on n1: {victim:?}");
+    cluster.agent_mut("n1").signal(Signal::SIGSTOP);
+    process::send(victim.pid, Signal::SIGSTOP);
+    let what = "the gang after it to answer rows";
+    let mut frozen_at = None;
+    let seen = cluster
+        .control()
+        .wait_job(job.job_id, what, wait::LONG, |job| {
+            let rows = rows_done(job);
+            let before = *frozen_at.get_or_insert(rows);
+            job.epoch == 2 && rows > before
+        })
+        .await;
+    let nodes: Vec<&str> = seen.workers.iter().map(|worker| worker.node_id.as_str()).collect();
+    assert_eq!(nodes, ["n2", "n3"], "over the nodes that are left");
+    process::send(victim.pid, Signal::SIGCONT);
+    cluster.agent_mut("n1").signal(Signal::SIGCONT);
+    let job = end(&cluster, &job, &input).await;
+    assert_eq!(job.epoch, 2);
+    cluster.control().wait_ready(3).await;
     cluster.finish().await;
 }
 
