@@ -23,6 +23,7 @@ mod fields;
 mod gangs;
 mod generic_client;
 mod kills;
+mod plans;
 mod reload;
 mod sampling;
 mod steering;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             reload::cases(),
             disk_full::cases(),
             cli::cases(),
+            plans::cases(),
             worker_units::cases(),
             bad_models::cases(),
             fields::cases(),
