@@ -19,6 +19,8 @@ pub struct NodeView {
     pub running: Option<JobId>,
     /// Rows its worker has and has not answered.
     pub held_rows: u32,
+    /// Its worker has been told to end: what makes it unusable will soon be over.
+    pub ending: bool,
 }
 
 /// How a job may be spread over the nodes it does not run on yet: the choice of `choose.rs`, as far as it could be made.
@@ -159,12 +161,19 @@ pub fn assign(view: &View) -> Assignment {
             free.remove(&node);
             nodes.insert(node, job.id);
         }
-        for gang in gangs_for(job, &free) {
+        let ending: BTreeSet<&NodeId> =
+            view.nodes.iter().filter(|node| node.ending).map(|node| &node.id).collect();
+        for gang in gangs_for(job, &free, &ending) {
+            let complete = gang.ranks.iter().all(|rank| free.contains_key(&rank.node));
             for rank in &gang.ranks {
-                free.remove(&rank.node);
-                nodes.insert(rank.node.clone(), job.id);
+                // Those of a gang that waits for a node to be free are kept for it, or the next job would take them.
+                if free.remove(&rank.node).is_some() && complete {
+                    nodes.insert(rank.node.clone(), job.id);
+                }
             }
-            gangs.push((job.id, gang));
+            if complete {
+                gangs.push((job.id, gang));
+            }
         }
     }
     // Nobody wants the rest: what is loaded stays loaded, for rows that may come back.
@@ -210,16 +219,16 @@ fn wanted_by(job: &JobView, free: &Free<'_>) -> Vec<NodeId> {
     candidates.into_iter().take(batches(job).max(loaded)).map(|(_, node)| node.clone()).collect()
 }
 
-/// Further gangs the job has rows for, each of which needs all of its nodes.
-fn gangs_for(job: &JobView, free: &Free<'_>) -> Vec<GangPlan> {
+/// Further gangs the job has rows for. Each needs all of its nodes; some may still be ending what they ran before.
+fn gangs_for(job: &JobView, free: &Free<'_>, ending: &BTreeSet<&NodeId>) -> Vec<GangPlan> {
     let Layout::Gangs { gangs, .. } = job.layout.as_ref() else { return Vec::new() };
     let running = job.gangs.as_ref().map_or(0, |gangs| gangs.count as usize);
     gangs
         .iter()
         .filter(|gang| {
             gang.ranks.iter().all(|rank| {
-                free.get(&rank.node).is_some_and(|running| cost(job, *running).is_some())
-                    && !job.barred.contains_key(&rank.node)
+                let may = free.get(&rank.node).is_some_and(|running| cost(job, *running).is_some());
+                (may || ending.contains(&rank.node)) && !job.barred.contains_key(&rank.node)
             })
         })
         .take(batches(job).saturating_sub(running))
@@ -269,7 +278,15 @@ fn plan_of(
     }
     match &job.gangs {
         Some(running) => reasons.extend(running.reasons.iter().cloned()),
-        None => reasons.extend(job.layout.reasons()),
+        None => reasons.extend(job.layout.reasons().into_iter().map(|reason| {
+            // What was looked at is where it does not run already.
+            match job.layout.as_ref() {
+                Layout::Refused(_) if !nodes.is_empty() => {
+                    Reason { text: format!("on the other nodes {}", reason.text), ..reason }
+                }
+                _ => reason,
+            }
+        })),
     }
     let ahead: BTreeSet<JobId> =
         by_turn.iter().take_while(|other| other.id != job.id).map(|j| j.id).collect();
@@ -293,10 +310,14 @@ fn plan_of(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::choose::RankPlan, *};
+    use crate::{
+        fit::{Need, Span, Stage},
+        model::{Backend, LinkKind},
+    };
 
     fn node(name: &str, running: Option<u64>) -> NodeView {
-        NodeView { id: name.into(), unusable: None, running: running.map(JobId), held_rows: 0 }
+        NodeView { id: name.into(), unusable: None, running: running.map(JobId), held_rows: 0, ending: false }
     }
 
     fn job(id: u64, priority: i32, waiting_rows: u32) -> JobView {
@@ -388,6 +409,49 @@ mod tests {
         );
     }
 
+    /// A job that needs nodes a and b together.
+    fn needs_both(id: u64, priority: i32) -> JobView {
+        let stage = Stage { span: Span { first: 0, end: 1 }, need: Need::default(), budget_bytes: 1 };
+        let rank = |node: &str, first: u32| RankPlan {
+            node: node.into(),
+            stage: Stage { span: Span { first, end: first + 1 }, ..stage },
+            ring_address: None,
+            control_address: None,
+            rdma_devices: Vec::new(),
+        };
+        let gang = GangPlan {
+            mode: Mode::Pipeline,
+            backend: Backend::Ring,
+            link_kind: LinkKind::Network,
+            ranks: vec![rank("a", 1), rank("b", 0)],
+        };
+        let layout = Layout::Gangs { gangs: vec![gang], layers: 2, rows: 4, reasons: Vec::new() };
+        JobView { layout: Arc::new(layout), ..job(id, priority, 9) }
+    }
+
+    #[test]
+    fn nodes_of_a_gang_are_kept_for_it_until_the_last_of_them_is_free() {
+        let ending = NodeView {
+            unusable: Some("its worker for j3 is still ending".to_owned()),
+            ending: true,
+            ..node("b", None)
+        };
+        let view = View {
+            nodes: vec![node("a", None), ending, node("c", None)],
+            jobs: vec![needs_both(1, 0), job(2, 0, 99)],
+        };
+        let assignment = assign(&view);
+        assert_eq!(super::super::check(&assignment, &view), vec![]);
+        let given: Vec<(&str, u64)> =
+            assignment.nodes.iter().map(|(node, job)| (node.as_str(), job.0)).collect();
+        assert_eq!((given, assignment.gangs.len()), (vec![("c", 2)], 0), "a waits for b");
+
+        let free = View { nodes: vec![node("a", None), node("b", None)], jobs: view.jobs };
+        let assignment = assign(&free);
+        assert_eq!(super::super::check(&assignment, &free), vec![]);
+        assert_eq!((assignment.nodes.len(), assignment.gangs.len()), (2, 1));
+    }
+
     proptest::proptest! {
         #[test]
         fn what_is_assigned_always_passes_the_check(
@@ -399,6 +463,7 @@ mod tests {
                 unusable: (!usable).then(|| "away".to_owned()),
                 running: running.map(JobId),
                 held_rows: 0,
+                ending: false,
             }).collect();
             let jobs: Vec<JobView> = jobs.into_iter().enumerate().map(|(i, (priority, waiting, barred))| {
                 let mut view = job(i as u64 + 1, priority, waiting);

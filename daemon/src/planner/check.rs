@@ -180,12 +180,13 @@ mod tests {
     fn view() -> View {
         View {
             nodes: vec![
-                NodeView { id: "a".into(), unusable: None, running: None, held_rows: 0 },
+                NodeView { id: "a".into(), unusable: None, running: None, held_rows: 0, ending: false },
                 NodeView {
                     id: "b".into(),
                     unusable: Some("drained".to_owned()),
                     running: None,
                     held_rows: 0,
+                    ending: false,
                 },
             ],
             jobs: vec![

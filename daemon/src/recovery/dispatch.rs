@@ -43,9 +43,12 @@ impl Machine {
                 let held = job.workers.values().filter(|other| other.epoch == worker.epoch);
                 Some((*id, held.map(|worker| worker.held_rows).sum()))
             });
+            let unusable = node.unusable(now);
+            let busy = self.busy(&node.id);
             NodeView {
                 id: node.id.clone(),
-                unusable: node.unusable(now).or_else(|| self.busy(&node.id)),
+                ending: unusable.is_none() && busy.is_some(),
+                unusable: unusable.or(busy),
                 running: running.map(|(id, _)| id),
                 held_rows: running.map_or(0, |(_, held_rows)| held_rows),
             }
