@@ -26,6 +26,13 @@ const WORTH_CHANGING_PERCENT: u64 = 10;
 /// Combinations of nodes looked at for each number of ranks. All of them for eight nodes and fewer.
 const MOST_COMBINATIONS: usize = 512;
 
+/// Up to so many nodes every combination is tried; among more, one that is joined and too small ends the search for its
+/// number of ranks, because candidates come largest first.
+const TRY_ALL_NODES: usize = 8;
+
+/// Places in a ring tried as rank 0.
+const MOST_STARTS: usize = 8;
+
 /// JACCL's own limit for a full mesh (FIELD-NOTES 1).
 const MOST_MESH_RANKS: usize = 8;
 
@@ -163,8 +170,9 @@ pub fn choose(question: &Question<'_>) -> Answer {
         Wish::Auto => true,
         Wish::Only(wished) => wished == mode,
     };
-    let options =
-        [Mode::Independent, Mode::Pipeline, Mode::Tensor].map(|mode| option(question, &candidates, mode));
+    let ways = Ways::new(question.links);
+    let options = [Mode::Independent, Mode::Pipeline, Mode::Tensor]
+        .map(|mode| option(question, &ways, &candidates, mode));
     let by_rule = match question.wish {
         Wish::Only(mode) => options.iter().position(|option| option.mode == mode && option.choice.is_some()),
         Wish::Auto => (0..options.len())
@@ -250,13 +258,13 @@ pub fn choose(question: &Question<'_>) -> Answer {
 }
 
 /// A mode with as many rows together as it can carry, the wish halved as often as it takes.
-fn option(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> Candidature {
+fn option(question: &Question<'_>, ways: &Ways<'_>, candidates: &[&Candidate], mode: Mode) -> Candidature {
     let mut rows = question.load.rows.max(1);
     loop {
         let question = Question { load: Workload { rows, ..question.load }, ..*question };
         let found = match mode {
             Mode::Independent => independent(&question, candidates),
-            Mode::Pipeline | Mode::Tensor => sharded(&question, candidates, mode),
+            Mode::Pipeline | Mode::Tensor => sharded(&question, ways, candidates, mode),
         };
         if found.choice.is_some() || rows == 1 {
             return Candidature { rows, ..found };
@@ -334,7 +342,7 @@ fn independent(question: &Question<'_>, candidates: &[&Candidate]) -> Candidatur
     Candidature { mode, choice: Some(Choice::Independent(fitting)), rows: 0, by_rule: true, reasons, why }
 }
 
-fn sharded(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> Candidature {
+fn sharded(question: &Question<'_>, ways: &Ways<'_>, candidates: &[&Candidate], mode: Mode) -> Candidature {
     let refused =
         |why: String| Candidature { mode, choice: None, rows: 0, by_rule: true, reasons: Vec::new(), why };
     if candidates.len() < 2 {
@@ -344,7 +352,7 @@ fn sharded(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> Ca
     let mut gangs: Vec<GangPlan> = Vec::new();
     let mut obstacle = None;
     while gangs.len() < question.most_gangs.max(1) {
-        match one_gang(question, &left, mode) {
+        match one_gang(question, ways, &left, mode) {
             Ok(gang) => {
                 left.retain(|candidate| gang.ranks.iter().all(|rank| rank.node != candidate.node));
                 gangs.push(gang);
@@ -421,7 +429,12 @@ fn sharded(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> Ca
 }
 
 /// The first gang of as few nodes as possible; candidates come largest first. The error says why there is none.
-fn one_gang(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> Result<GangPlan, String> {
+fn one_gang(
+    question: &Question<'_>,
+    ways: &Ways<'_>,
+    candidates: &[&Candidate],
+    mode: Mode,
+) -> Result<GangPlan, String> {
     let mut obstacle = None;
     let mut unreachable = None;
     let most = candidates.len().min(question.facts.layers.len());
@@ -439,13 +452,16 @@ fn one_gang(question: &Question<'_>, candidates: &[&Candidate], mode: Mode) -> R
         }
         for combination in combinations(candidates.len(), count).take(MOST_COMBINATIONS) {
             let chosen: Vec<&Candidate> = combination.iter().map(|index| candidates[*index]).collect();
-            let Some((backend, ring)) = backend_of(&chosen, question.links) else {
+            let Some((backend, ring)) = backend_of(&chosen, ways) else {
                 unreachable.get_or_insert_with(|| names(&chosen));
                 continue;
             };
             let ring: Vec<&Candidate> = ring.into_iter().map(|index| chosen[index]).collect();
-            if let Some(gang) = arrange(question, &ring, backend, mode) {
+            if let Some(gang) = arrange(question, ways, &ring, backend, mode) {
                 return Ok(gang);
+            }
+            if candidates.len() > TRY_ALL_NODES {
+                break;
             }
         }
     }
@@ -481,16 +497,22 @@ fn memory_suffices(question: &Question<'_>, budgets: &[u64], mode: Mode) -> bool
 
 /// Puts the nodes of a ring in order and gives each its part. The largest node is rank 0, where the head, the logits and
 /// the text work are, unless only another reaches all ranks.
-fn arrange(question: &Question<'_>, ring: &[&Candidate], backend: Backend, mode: Mode) -> Option<GangPlan> {
+fn arrange(
+    question: &Question<'_>,
+    ways: &Ways<'_>,
+    ring: &[&Candidate],
+    backend: Backend,
+    mode: Mode,
+) -> Option<GangPlan> {
     let count = ring.len();
     let reaches_all = |index: usize| {
-        (0..count).all(|other| other == index || link(question.links, ring[index], ring[other]).is_some())
+        (0..count).all(|other| other == index || ways.link(ring[index], ring[other]).is_some())
     };
     let mut starts: Vec<usize> = (0..count).filter(|index| reaches_all(*index)).collect();
     starts.sort_by(|a, b| {
         ring[*b].budget_bytes.cmp(&ring[*a].budget_bytes).then_with(|| ring[*a].node.cmp(&ring[*b].node))
     });
-    for start in starts {
+    for start in starts.into_iter().take(MOST_STARTS) {
         let by_rank: Vec<&Candidate> = (0..count).map(|rank| ring[(start + rank) % count]).collect();
         let stages = match mode {
             Mode::Pipeline => {
@@ -509,14 +531,14 @@ fn arrange(question: &Question<'_>, ring: &[&Candidate], backend: Backend, mode:
                 .collect(),
         };
         if stages.iter().all(|stage| stage.free_bytes() >= 0) {
-            return Some(gang(question.links, &by_rank, stages, backend, mode));
+            return Some(gang(ways, &by_rank, stages, backend, mode));
         }
     }
     None
 }
 
 fn gang(
-    links: &[Link],
+    ways: &Ways<'_>,
     by_rank: &[&Candidate],
     stages: Vec<Stage>,
     backend: Backend,
@@ -524,7 +546,7 @@ fn gang(
 ) -> GangPlan {
     let count = by_rank.len();
     let address_at = |rank: usize, other: usize| {
-        let end = link(links, by_rank[rank], by_rank[other])?.end_at(&by_rank[rank].node)?;
+        let end = ways.link(by_rank[rank], by_rank[other])?.end_at(&by_rank[rank].node)?;
         Some(end.address)
     };
     let ranks = stages
@@ -538,29 +560,42 @@ fn gang(
             control_address: if rank == 0 { None } else { address_at(0, rank) },
             rdma_devices: (0..count)
                 .map(|other| {
-                    let link = link(links, by_rank[rank], by_rank[other]).filter(|_| other != rank)?;
+                    let link = ways.link(by_rank[rank], by_rank[other]).filter(|_| other != rank)?;
                     link.end_at(&by_rank[rank].node)?.rdma_device.clone()
                 })
                 .collect(),
         })
         .collect();
     let link_kind = (0..count)
-        .filter_map(|rank| link(links, by_rank[rank], by_rank[(rank + 1) % count]))
+        .filter_map(|rank| ways.link(by_rank[rank], by_rank[(rank + 1) % count]))
         .map(|link| link.kind)
         .max()
         .unwrap_or(LinkKind::Network);
     GangPlan { mode, backend, link_kind, ranks }
 }
 
-fn link<'a>(links: &'a [Link], one: &Candidate, other: &Candidate) -> Option<&'a Link> {
-    links.iter().find(|link| link.joins(&one.node, &other.node))
+/// Links by the nodes they join, because every combination of nodes asks for many.
+struct Ways<'a>(BTreeMap<(&'a NodeId, &'a NodeId), &'a Link>);
+
+impl<'a> Ways<'a> {
+    fn new(links: &'a [Link]) -> Self {
+        Self(links.iter().map(|link| (ordered(&link.a.node, &link.b.node), link)).collect())
+    }
+
+    fn link(&self, one: &'a Candidate, other: &'a Candidate) -> Option<&'a Link> {
+        self.0.get(&ordered(&one.node, &other.node)).copied()
+    }
+}
+
+fn ordered<'a>(one: &'a NodeId, other: &'a NodeId) -> (&'a NodeId, &'a NodeId) {
+    if one <= other { (one, other) } else { (other, one) }
 }
 
 /// The best backend the links of these nodes allow, and the nodes in ring order.
-fn backend_of(nodes: &[&Candidate], links: &[Link]) -> Option<(Backend, Vec<usize>)> {
+fn backend_of(nodes: &[&Candidate], ways: &Ways<'_>) -> Option<(Backend, Vec<usize>)> {
     let joined: BTreeMap<(usize, usize), bool> = (0..nodes.len())
         .flat_map(|one| (one + 1..nodes.len()).map(move |other| (one, other)))
-        .filter_map(|(one, other)| Some(((one, other), link(links, nodes[one], nodes[other])?.has_rdma())))
+        .filter_map(|(one, other)| Some(((one, other), ways.link(nodes[one], nodes[other])?.has_rdma())))
         .collect();
     let rdma = |a: usize, b: usize| joined.get(&(a.min(b), a.max(b))) == Some(&true);
     let any = |a: usize, b: usize| joined.contains_key(&(a.min(b), a.max(b)));
