@@ -286,6 +286,7 @@ fn divisible(config: &Config<'_>) -> Vec<u64> {
 }
 
 /// For sentences: decimal gigabytes, as disks and downloads are measured.
-pub(super) fn gigabytes(bytes: u64) -> String {
+#[must_use]
+pub fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }

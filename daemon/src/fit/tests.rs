@@ -230,6 +230,7 @@ proptest! {
         let model = llama(&layers, 1 << 24);
         let found = split(&model, &load, &budgets).is_some_and(|stages| verdict(&stages).fits());
         prop_assert_eq!(found, any_split_fits(&model, &load, &budgets, 0));
+        prop_assert!(!found || Floor::new(&model, &load).may_hold(&budgets), "the floor is below every split");
     }
 
     #[test]

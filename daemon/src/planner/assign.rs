@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::choose::GangPlan;
+use super::question::GangPlan;
 use crate::model::{JobId, Mode, NodeId, Plan, Reason};
 
 /// A node as the planner sees it.
@@ -86,8 +86,6 @@ pub struct JobView {
     pub priority: i32,
     /// Rows that nobody holds and nobody has answered.
     pub waiting_rows: u32,
-    /// Rows out on nodes; they may come back.
-    pub held_rows: u32,
     /// Rows one worker, or one gang, generates together: what it takes to keep it busy.
     pub batch_rows: u32,
     /// Nodes that must not get it now, and why.
@@ -310,7 +308,7 @@ fn plan_of(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::choose::RankPlan, *};
+    use super::{super::question::RankPlan, *};
     use crate::{
         fit::{Need, Span, Stage},
         model::{Backend, LinkKind},
@@ -325,7 +323,6 @@ mod tests {
             id: JobId(id),
             priority,
             waiting_rows,
-            held_rows: 0,
             batch_rows: 4,
             barred: BTreeMap::new(),
             layout: Arc::default(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     assign::{Assignment, JobView, Layout, View},
-    choose::GangPlan,
+    question::GangPlan,
 };
 use crate::model::{JobId, Mode, NodeId};
 
@@ -194,7 +194,6 @@ mod tests {
                     id: JobId(1),
                     priority: 0,
                     waiting_rows: 3,
-                    held_rows: 0,
                     batch_rows: 4,
                     barred: BTreeMap::new(),
                     layout: Arc::default(),
@@ -204,7 +203,6 @@ mod tests {
                     id: JobId(2),
                     priority: 0,
                     waiting_rows: 0,
-                    held_rows: 0,
                     batch_rows: 4,
                     barred: BTreeMap::new(),
                     layout: Arc::default(),

@@ -16,12 +16,13 @@
 mod assign;
 mod check;
 mod choose;
+mod gangs;
 mod links;
+mod question;
 mod rings;
 
 pub use assign::{Assignment, JobView, Layout, NodeView, RunningGangs, View, assign};
 pub use check::{Violation, check};
-pub use choose::{
-    Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Wish, choose,
-};
+pub use choose::choose;
 pub use links::{Interface, Network, NodeInterfaces, links};
+pub use question::{Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Wish};

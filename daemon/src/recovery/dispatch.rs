@@ -78,7 +78,6 @@ impl Machine {
                 id,
                 priority: job.record.spec.priority,
                 waiting_rows: job.rows_waiting(),
-                held_rows: u32::try_from(job.leases.len()).unwrap_or(u32::MAX),
                 batch_rows,
                 barred: barred(job, now),
                 layout,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nightshift_proto::v1;
 
 use crate::{
-    fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Stage, Tensor, Verdict, Workload},
+    fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Stage, Tensor, Verdict, Workload, gigabytes},
     model::{Backend, JobSpec, Link, LinkEnd, LinkKind, Mode, NodeId},
     planner::{Answer, Candidate, Choice, Network, NodeInterfaces, Question, Wish, choose, links},
     recovery::{Policy, WorkerSettings},
@@ -374,10 +374,6 @@ fn advice(answer: &Answer) -> Vec<String> {
         sentences.push("Nothing short of a smaller model helps on nodes of this size.".to_owned());
     }
     sentences
-}
-
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 #[cfg(test)]
