@@ -13,7 +13,8 @@ use nightshift_tests::published::{self, EIGHT_BITS, FOUR_BITS, Published, Stored
 const GIB: u64 = 1 << 30;
 
 /// A night's usual load.
-const LOAD: Workload = Workload { rows: 8, context_tokens: 8_192, prefill_rows: 2, prefill_step_tokens: 512 };
+const LOAD: Workload =
+    Workload { rows: 8, context_tokens: 8_192, prefill_rows: 2, prefill_step_tokens: 512, on_gpu: true };
 
 fn facts(model: &Published) -> ModelFacts {
     let tensors = model.tensors.iter().map(|tensor| Tensor {
@@ -163,7 +164,7 @@ fn two_hundred_gigabytes_run_as_a_pipeline_over_two_raised_macs() {
         let answer = ask(&facts, &[mac(128, 120), mac(128, 120)], &AUTO);
         assert_eq!(spans(&answer).len(), 1, "one gang of two");
         assert!(headroom(&answer) > 500_000_000, "room to spare: {}", headroom(&answer));
-        assert!(answer.rows >= 4 && answer.largest_rows >= answer.rows, "{answer:#?}");
+        assert!(answer.load.rows >= 4 && answer.largest_rows >= answer.load.rows, "{answer:#?}");
         assert!(answer.largest_context_tokens >= LOAD.context_tokens);
         let Choice::Gangs(gangs) = &answer.choice else { unreachable!() };
         assert_eq!((gangs[0].mode, gangs[0].backend), (Mode::Pipeline, Backend::Ring));
@@ -257,7 +258,8 @@ fn seventy_two_billion_run_on_three_small_macs() {
 #[test]
 fn twenty_eight_layers_are_halved_over_two_minis() {
     let facts = facts(&published::dense_of(3_400_000_000, 28));
-    let load = Workload { rows: 1, context_tokens: 2_048, prefill_rows: 1, prefill_step_tokens: 256 };
+    let load =
+        Workload { rows: 1, context_tokens: 2_048, prefill_rows: 1, prefill_step_tokens: 256, on_gpu: true };
     let asked = Asked { wish: Wish::Only(Mode::Pipeline), load, ..AUTO };
     let answer = ask(&facts, &[mac(16, 0); 2], &asked);
     assert_eq!(spans(&answer), [[14, 14]]);

@@ -173,7 +173,7 @@ class Engine:
         if removed is not None:
             self._remove(removed)
         self.steps += 1
-        self._keep_time()
+        self._keep_time(phase == "prefill")
         self._events.flush(
             f'{{"ev":"step","n":{self.steps},"phase":"{phase}","active":{len(active)},'
             f'"waiting":{self.waiting_rows()},"prompt_tokens":{self._prompt_tokens},'
@@ -294,11 +294,12 @@ class Engine:
                 return row
         return None
 
-    def _keep_time(self):
+    def _keep_time(self, has_read):
         now = time.monotonic()
         if now >= self._checkpoint_due:
             self._checkpoint_due = now + self._options.checkpoint_interval_s
             self.checkpoint_news()
-        if now >= self._memory_due:
+        # Memory is highest while prompts are read, and those steps are long.
+        if has_read or now >= self._memory_due:
             self._memory_due = now + MEMORY_INTERVAL_S
             self._peak_memory_bytes = mx.get_peak_memory()

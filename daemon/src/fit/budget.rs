@@ -57,6 +57,12 @@ pub struct Budget {
 }
 
 impl NodeMemory {
+    /// Whether models run on Metal here. Only a Mac knows these limits.
+    #[must_use]
+    pub fn has_gpu(&self) -> bool {
+        self.gpu_working_set_bytes.is_some() || self.wired_limit_bytes.is_some()
+    }
+
     /// The budget; `None` when nothing is known about the memory.
     #[must_use]
     pub fn budget(&self) -> Option<Budget> {

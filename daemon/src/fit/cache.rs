@@ -42,6 +42,27 @@ impl Cache {
             Self::Fixed { bytes } => bytes,
         }
     }
+
+    /// How many tokens a layer looks at while a piece of a prompt is read.
+    #[must_use]
+    pub fn kept_tokens(&self, context_tokens: u64, prefill_step_tokens: u64) -> u64 {
+        match *self {
+            Self::Grows { .. } => context_tokens,
+            Self::Window { window_tokens, .. } => {
+                context_tokens.min(window_tokens.saturating_add(prefill_step_tokens))
+            }
+            Self::Fixed { .. } => 0,
+        }
+    }
+
+    /// Keys and values of one token; nothing where a state is kept instead.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> u64 {
+        match *self {
+            Self::Grows { bytes_per_token } | Self::Window { bytes_per_token, .. } => bytes_per_token,
+            Self::Fixed { .. } => 0,
+        }
+    }
 }
 
 /// The caches of all layers, and whether that is knowledge or a bound.

@@ -6,6 +6,9 @@ use super::{
     tensors::{ModelFiles, Part, Place, place},
 };
 
+/// Architectures with sinks in mlx-lm 0.32.2.
+const WITH_SINKS: [&str; 2] = ["gpt_oss", "mimo_v2_flash"];
+
 /// What a layer's weights are for, in bytes of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Weights {
@@ -69,16 +72,26 @@ pub struct ModelFacts {
     pub hidden_size: u64,
     /// Rows of the embeddings.
     pub vocab_size: u64,
-    /// Widest feed-forward part that is computed for a token, over all its experts together.
-    pub active_intermediate_size: u64,
+    /// Inner width of a dense feed-forward part; 0 where there is none.
+    pub intermediate_size: u64,
+    /// Inner width of all shared experts together.
+    pub shared_intermediate_size: u64,
+    /// Inner width of one routed expert.
+    pub expert_intermediate_size: u64,
+    /// Routed experts that a token goes to.
+    pub active_experts: u64,
     /// Query heads.
     pub heads: u64,
     /// Key heads.
     pub kv_heads: u64,
-    /// Length of a head's vectors.
-    pub head_dim: u64,
+    /// Length of a head's queries and keys.
+    pub query_dim: u64,
+    /// Length of a head's values.
+    pub value_dim: u64,
     /// Latent attention: keys are not heads.
     pub latent_attention: bool,
+    /// Attention may look at nothing: each head has a sink.
+    pub has_sinks: bool,
     /// Inner sizes that a tensor-parallel run divides.
     pub divisible_sizes: Vec<u64>,
     /// Bits a weight, as the configuration says or as it is stored.
@@ -148,6 +161,13 @@ impl ModelFacts {
             true => 4,
             false => number_bytes * 8,
         });
+        let expert_intermediate_size =
+            config.number("moe_intermediate_size").or(config.number("intermediate_size")).unwrap_or(0);
+        let shared_experts = config.number("n_shared_experts").unwrap_or(0);
+        let latent_attention = config.number("kv_lora_rank").is_some();
+        let head_dim = config.head_dim().unwrap_or(0);
+        let query_dim = config.number("qk_nope_head_dim").filter(|_| latent_attention);
+        let query_dim = query_dim.map(|dim| dim + config.number("qk_rope_head_dim").unwrap_or(0));
         Ok(Self {
             architecture: config.model_type().to_owned(),
             layers,
@@ -161,11 +181,17 @@ impl ModelFacts {
             number_bytes,
             hidden_size: config.number("hidden_size").unwrap_or(0),
             vocab_size: config.number("vocab_size").unwrap_or(0),
-            active_intermediate_size: active_intermediate(&config),
+            intermediate_size: config.number("intermediate_size").unwrap_or(0),
+            shared_intermediate_size: shared_experts * expert_intermediate_size
+                + config.number("shared_expert_intermediate_size").unwrap_or(0),
+            expert_intermediate_size,
+            active_experts: config.number("num_experts_per_tok").unwrap_or(0),
             heads: config.heads().unwrap_or(0),
             kv_heads: config.kv_heads().unwrap_or(0),
-            head_dim: config.head_dim().unwrap_or(0),
-            latent_attention: config.number("kv_lora_rank").is_some(),
+            query_dim: query_dim.unwrap_or(head_dim),
+            value_dim: config.number("v_head_dim").filter(|_| latent_attention).unwrap_or(head_dim),
+            latent_attention,
+            has_sinks: WITH_SINKS.contains(&config.model_type()),
             divisible_sizes: divisible(&config),
             weight_bits,
             quantization_group: quantized("group_size").filter(|_| sums.packed).unwrap_or(1).max(1),
@@ -263,15 +289,6 @@ impl Sums {
         let stated = config.whole("torch_dtype").or_else(|| config.whole("dtype"));
         if stated.and_then(serde_json::Value::as_str) == Some("float32") { 4 } else { 2 }
     }
-}
-
-fn active_intermediate(config: &Config<'_>) -> u64 {
-    let dense = config.number("intermediate_size").unwrap_or(0);
-    let experts = config.number("num_experts_per_tok").unwrap_or(0);
-    let one = config.number("moe_intermediate_size").or(config.number("intermediate_size")).unwrap_or(0);
-    let shared = config.number("n_shared_experts").unwrap_or(0) * one
-        + config.number("shared_expert_intermediate_size").unwrap_or(0);
-    dense.max(experts * one + shared)
 }
 
 fn divisible(config: &Config<'_>) -> Vec<u64> {

@@ -6,7 +6,7 @@
 
 use super::{
     facts::ModelFacts,
-    need::{Need, Workload, span_need},
+    need::{Need, Workload, layer_bytes, span_need},
 };
 
 /// Layers `first..end`.
@@ -145,9 +145,8 @@ impl<'a> Costs<'a> {
         let mut before = Vec::with_capacity(facts.layers.len() + 1);
         let mut sum = 0_u64;
         before.push(0);
-        for layer in 0..count {
-            let need = span_need(facts, Span { first: layer, end: layer + 1 }, load);
-            sum = sum.saturating_add(need.layer_weights - facts.elsewhere_bytes).saturating_add(need.cache);
+        for layer in &facts.layers {
+            sum = sum.saturating_add(layer_bytes(layer, load));
             before.push(sum);
         }
         let last = budgets.len() - 1;

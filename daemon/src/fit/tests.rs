@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::*;
 
-const STEP: Workload = Workload { rows: 4, context_tokens: 2_048, prefill_rows: 4, prefill_step_tokens: 512 };
+const STEP: Workload =
+    Workload { rows: 4, context_tokens: 2_048, prefill_rows: 4, prefill_step_tokens: 512, on_gpu: false };
 
 fn tensor(name: &str, bytes: u64) -> Tensor {
     Tensor { name: name.to_owned(), dtype: Dtype::Bf16, bytes }
@@ -180,6 +181,7 @@ fn loads() -> impl Strategy<Value = Workload> {
             context_tokens,
             prefill_rows,
             prefill_step_tokens,
+            on_gpu: rows % 2 == 0,
         },
     )
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::question::GangPlan;
-use crate::model::{JobId, Mode, NodeId, Plan, Reason};
+use crate::{
+    fit::Workload,
+    model::{JobId, Mode, NodeId, Plan, Reason},
+};
 
 /// A node as the planner sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,8 +38,8 @@ pub enum Layout {
     Independent {
         /// Which.
         nodes: BTreeSet<NodeId>,
-        /// Rows together in each worker; no more fit.
-        rows: u32,
+        /// What each worker may carry.
+        limits: Limits,
         /// Why.
         reasons: Vec<Reason>,
     },
@@ -46,8 +49,8 @@ pub enum Layout {
         gangs: Vec<GangPlan>,
         /// Layers of the model.
         layers: u32,
-        /// Rows together in each gang; no more fit.
-        rows: u32,
+        /// What each gang may carry.
+        limits: Limits,
         /// Why.
         reasons: Vec<Reason>,
     },
@@ -55,7 +58,43 @@ pub enum Layout {
     Refused(Vec<Reason>),
 }
 
+/// The most that was found to fit. A job may ask for less.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Rows generated together.
+    pub rows: u32,
+    /// Rows whose prompts are read together.
+    pub prefill_rows: u32,
+    /// Tokens of a prompt read in one step.
+    pub prefill_step_tokens: u32,
+}
+
+impl Limits {
+    /// Where nothing is known.
+    pub const NONE: Self = Self { rows: u32::MAX, prefill_rows: u32::MAX, prefill_step_tokens: u32::MAX };
+}
+
+impl From<Workload> for Limits {
+    fn from(load: Workload) -> Self {
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            rows: narrow(load.rows),
+            prefill_rows: narrow(load.prefill_rows),
+            prefill_step_tokens: narrow(load.prefill_step_tokens),
+        }
+    }
+}
+
 impl Layout {
+    /// What a worker or a gang may carry.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        match self {
+            Self::Independent { limits, .. } | Self::Gangs { limits, .. } => *limits,
+            Self::Unknown | Self::Pending(_) | Self::Refused(_) => Limits::NONE,
+        }
+    }
+
     /// Whether one worker with the whole model may be started there.
     #[must_use]
     pub fn admits_whole(&self, node: &NodeId) -> bool {
@@ -422,7 +461,8 @@ mod tests {
             link_kind: LinkKind::Network,
             ranks: vec![rank("a", 1), rank("b", 0)],
         };
-        let layout = Layout::Gangs { gangs: vec![gang], layers: 2, rows: 4, reasons: Vec::new() };
+        let layout =
+            Layout::Gangs { gangs: vec![gang], layers: 2, limits: Limits::NONE, reasons: Vec::new() };
         JobView { layout: Arc::new(layout), ..job(id, priority, 9) }
     }
 

@@ -44,12 +44,11 @@ pub fn choose(question: &Question<'_>) -> Answer {
     // Only what can be done was chosen.
     let choice = chosen.choice.unwrap_or(Choice::Gangs(Vec::new()));
     let fits = |load: &Workload| holds(question.facts, load, &choice);
-    let load = Workload { rows: chosen.rows, ..question.load };
     Answer {
-        largest_rows: fit::largest_rows(&load, fits),
-        largest_context_tokens: fit::largest_context(&load, question.facts.context_tokens, fits),
+        largest_rows: fit::largest_rows(&chosen.load, fits),
+        largest_context_tokens: fit::largest_context(&chosen.load, question.facts.context_tokens, fits),
         choice,
-        rows: chosen.rows,
+        load: chosen.load,
         reasons,
         alternatives,
     }
@@ -79,12 +78,23 @@ fn why_this_one(question: &Question<'_>, chosen: &Candidature, by_rule: &Candida
         let text = format!("{word} is measured on this cluster at {speed} tokens/s, faster than {instead}");
         reasons.push(Reason::new("measured", text));
     }
-    let Workload { rows: wanted, context_tokens, .. } = question.load;
-    if chosen.rows < wanted {
-        let rows = chosen.rows;
-        let text =
-            format!("{rows} rows of {context_tokens} tokens together rather than {wanted}: more do not fit");
+    let (wanted, given) = (question.load, chosen.load);
+    if given.rows < wanted.rows {
+        let text = format!(
+            "{} rows of {} tokens together rather than {}: more do not fit",
+            given.rows, wanted.context_tokens, wanted.rows
+        );
         reasons.push(Reason::new("fewer-rows", text));
+    }
+    if given.prefill_rows.min(given.rows) < wanted.prefill_rows.min(given.rows)
+        || given.prefill_step_tokens < wanted.prefill_step_tokens
+    {
+        let text = format!(
+            "prompts are read in steps of {} tokens of {} rows: what is computed in larger ones does not fit beside \
+             weights and caches",
+            given.prefill_step_tokens, given.prefill_rows
+        );
+        reasons.push(Reason::new("less-prefill", text));
     }
     reasons
 }
@@ -105,27 +115,40 @@ fn alternative(wish: Wish, option: &Candidature, chosen: &Candidature) -> Altern
     Alternative { mode: option.mode, chosen: is_chosen, why }
 }
 
-/// A mode with as many rows together as it can carry, the wish halved as often as it takes.
+/// A mode with as many rows together as it can carry, the wish halved as often as it takes. Rows at work are worth more
+/// than large steps through prompts, so these are cut down first.
 fn candidature(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidature {
-    let mut rows = question.load.rows.max(1);
-    loop {
-        let question = Question { load: Workload { rows, ..question.load }, ..*question };
+    let with = |load: Workload| {
+        let question = Question { load, ..*question };
         let found = match mode {
             Mode::Independent => independent(&question, field),
             Mode::Pipeline | Mode::Tensor => sharded(&question, field, mode),
         };
-        if found.choice.is_some() || rows == 1 {
-            return Candidature { rows, ..found };
+        Candidature { load, ..found }
+    };
+    let mut load = Workload { rows: question.load.rows.max(1), ..question.load };
+    let least = with(Workload { rows: 1, ..load }.with_least_prefill());
+    if least.choice.is_none() {
+        return least;
+    }
+    while load.rows > 1 && with(load.with_least_prefill()).choice.is_none() {
+        load.rows /= 2;
+    }
+    loop {
+        let found = with(load);
+        if found.choice.is_some() {
+            return found;
         }
-        rows /= 2;
+        let Some(less) = load.with_less_prefill() else { return least };
+        load = less;
     }
 }
 
 struct Candidature {
     mode: Mode,
     choice: Option<Choice>,
-    /// Together, in each worker or gang.
-    rows: u64,
+    /// What each worker or gang carries.
+    load: Workload,
     /// Whether rules 2 to 4 would take it, without a measurement.
     by_rule: bool,
     reasons: Vec<Reason>,
@@ -140,13 +163,13 @@ impl Candidature {
             Some(Choice::Gangs(gangs)) => gangs.len(),
             Some(Choice::Refused { .. }) | None => 0,
         };
-        self.rows * workers as u64
+        self.load.rows * workers as u64
     }
 }
 
 impl Candidature {
-    fn impossible(mode: Mode, why: String) -> Self {
-        Self { mode, choice: None, rows: 0, by_rule: true, reasons: Vec::new(), why }
+    fn impossible(question: &Question<'_>, mode: Mode, why: String) -> Self {
+        Self { mode, choice: None, load: question.load, by_rule: true, reasons: Vec::new(), why }
     }
 }
 
@@ -171,7 +194,7 @@ fn independent(question: &Question<'_>, field: &Field<'_>) -> Candidature {
                 gigabytes(stage.budget_bytes)
             ),
         };
-        return Candidature::impossible(mode, why);
+        return Candidature::impossible(question, mode, why);
     };
     let need = gigabytes(first.need.total());
     let why = match fitting.len() {
@@ -194,13 +217,20 @@ fn independent(question: &Question<'_>, field: &Field<'_>) -> Candidature {
             ),
         ));
     }
-    Candidature { mode, choice: Some(Choice::Independent(fitting)), rows: 0, by_rule: true, reasons, why }
+    Candidature {
+        mode,
+        choice: Some(Choice::Independent(fitting)),
+        load: question.load,
+        by_rule: true,
+        reasons,
+        why,
+    }
 }
 
 fn sharded(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidature {
     let gangs = match form_all(question, field, mode) {
         Ok(gangs) => gangs,
-        Err(why) => return Candidature::impossible(mode, why),
+        Err(why) => return Candidature::impossible(question, mode, why),
     };
     let (ranks, first) = (gangs[0].ranks.len(), &gangs[0]);
     let backend = first.backend;
@@ -263,7 +293,7 @@ fn sharded(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidatur
         }
         _ => format!("it fits {ranks} nodes, {} ({over})", backend.word()),
     };
-    Candidature { mode, choice: Some(Choice::Gangs(gangs)), rows: 0, by_rule, reasons, why }
+    Candidature { mode, choice: Some(Choice::Gangs(gangs)), load: question.load, by_rule, reasons, why }
 }
 
 /// Rule 5: another option with a measurement that beats the rule's own.
@@ -290,9 +320,10 @@ fn measured(question: &Question<'_>, mode: Mode) -> Option<u64> {
     question.measurements.iter().filter(|found| found.mode == mode).map(|found| found.tokens_per_s).max()
 }
 
-/// Told for a single row: with more it is only further off.
+/// Told for a single row and the smallest steps: with more it is only further off.
 fn refusal(question: &Question<'_>, field: &Field<'_>, options: &[Candidature]) -> Answer {
-    let question = &Question { load: Workload { rows: 1, ..question.load }, ..*question };
+    let load = Workload { rows: 1, ..question.load }.with_least_prefill();
+    let question = &Question { load, ..*question };
     let budgets: Vec<u64> = field.nodes().iter().map(|candidate| candidate.budget_bytes).collect();
     let only_whole = question.wish == Wish::Only(Mode::Independent);
     let stages = match fit::split(question.facts, &question.load, &budgets) {
@@ -319,7 +350,7 @@ fn refusal(question: &Question<'_>, field: &Field<'_>, options: &[Candidature]) 
             best_try: names.zip(stages).collect(),
             advice: fit::advice(question.facts, &question.load, &considered),
         },
-        rows: 0,
+        load,
         reasons,
         alternatives,
     }

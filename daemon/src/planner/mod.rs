@@ -21,7 +21,7 @@ mod links;
 mod question;
 mod rings;
 
-pub use assign::{Assignment, JobView, Layout, NodeView, RunningGangs, View, assign};
+pub use assign::{Assignment, JobView, Layout, Limits, NodeView, RunningGangs, View, assign};
 pub use check::{Violation, check};
 pub use choose::choose;
 pub use links::{Interface, Network, NodeInterfaces, links};

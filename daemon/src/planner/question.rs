@@ -44,7 +44,8 @@ pub struct Measurement {
 pub struct Question<'a> {
     /// The model.
     pub facts: &'a ModelFacts,
-    /// What each worker, or each gang, is to carry. Its rows are a wish: halves of them are tried where all do not fit.
+    /// What each worker, or each gang, is to carry. Its rows and prompt steps are a wish: halves of them are tried where
+    /// all do not fit.
     pub load: Workload,
     /// What was asked for.
     pub wish: Wish,
@@ -120,8 +121,8 @@ pub struct Alternative {
 pub struct Answer {
     /// What was decided.
     pub choice: Choice,
-    /// Rows together in each worker, or each gang.
-    pub rows: u64,
+    /// What each worker, or each gang, carries.
+    pub load: Workload,
     /// Why, the most important first.
     pub reasons: Vec<Reason>,
     /// One for each mode.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{Epoch, JobId, JobState, NodeId, Severity},
-    planner::{self, Assignment, GangPlan, JobView, Layout, NodeView, RunningGangs, View},
+    planner::{self, Assignment, GangPlan, JobView, Limits, NodeView, RunningGangs, View},
 };
 
 impl Machine {
@@ -67,13 +67,7 @@ impl Machine {
         let jobs = wanting.into_iter().filter_map(|id| {
             let layout = self.layout(now, id);
             let job = self.jobs.get(&id)?;
-            let settings = job.record.spec.settings(&self.policy);
-            let batch_rows = match layout.as_ref() {
-                Layout::Independent { rows, .. } | Layout::Gangs { rows, .. } => {
-                    limited(settings, *rows).max_batch_rows
-                }
-                Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => settings.max_batch_rows,
-            };
+            let batch_rows = limited(job.record.spec.settings(&self.policy), layout.limits()).max_batch_rows;
             Some(JobView {
                 id,
                 priority: job.record.spec.priority,
@@ -113,12 +107,9 @@ impl Machine {
                     let is_rank = assignment.gangs.iter().any(|(_, gang)| has_rank_on(gang, &node.id));
                     // With nowhere to put results, a model is not loaded either.
                     if self.storage_problem.is_none() && !is_rank {
-                        let rows = view
-                            .jobs
-                            .iter()
-                            .find(|job| job.id == wanted)
-                            .map_or(u32::MAX, |job| job.batch_rows);
-                        self.launch(now, &node.id, wanted, rows);
+                        let of_job = view.jobs.iter().find(|job| job.id == wanted);
+                        let limits = of_job.map_or(Limits::NONE, |job| job.layout.limits());
+                        self.launch(now, &node.id, wanted, limits);
                     }
                 }
                 (None, None) => {}
@@ -134,7 +125,8 @@ impl Machine {
             let Some(view) = view.jobs.iter().find(|view| view.id == *job) else { continue };
             let reasons = assignment.plans.get(job).map(|plan| plan.reasons.clone()).unwrap_or_default();
             // The first sentence tells how many nodes there are, and is made anew each time.
-            self.launch_gang(now, *job, gang, view.batch_rows, reasons.into_iter().skip(1).collect());
+            let limits = view.layout.limits();
+            self.launch_gang(now, *job, gang, limits, reasons.into_iter().skip(1).collect());
         }
     }
 

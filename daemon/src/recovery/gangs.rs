@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     model::{Epoch, JobId, Launch, Mode, NodeId, Reason, Severity},
-    planner::GangPlan,
+    planner::{GangPlan, Limits},
 };
 
 /// Of the gangs of a job that are alive: how they were planned.
@@ -58,7 +58,7 @@ impl Machine {
         now: Now,
         job_id: JobId,
         plan: &GangPlan,
-        rows: u32,
+        limits: Limits,
         reasons: Vec<Reason>,
     ) {
         let Ok(world_size) = u32::try_from(plan.ranks.len()) else { return };
@@ -71,7 +71,7 @@ impl Machine {
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
         job.gangs.insert(epoch, GangRecord { mode: plan.mode, reasons });
-        let settings = limited(job.record.spec.settings(&self.policy), rows);
+        let settings = limited(job.record.spec.settings(&self.policy), limits);
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
         for (rank, planned) in (0..).zip(&plan.ranks) {
@@ -191,12 +191,13 @@ impl Machine {
     }
 }
 
-/// The settings with no more rows together than fit.
-pub(super) fn limited(settings: WorkerSettings, rows: u32) -> WorkerSettings {
-    let max_batch_rows = settings.max_batch_rows.min(rows.max(1));
+/// The settings with no more of anything than fits.
+pub(super) fn limited(settings: WorkerSettings, limits: Limits) -> WorkerSettings {
+    let max_batch_rows = settings.max_batch_rows.min(limits.rows).max(1);
     WorkerSettings {
         max_batch_rows,
-        prefill_batch_rows: settings.prefill_batch_rows.min(max_batch_rows),
+        prefill_batch_rows: settings.prefill_batch_rows.min(limits.prefill_rows).clamp(1, max_batch_rows),
+        prefill_step_tokens: settings.prefill_step_tokens.min(limits.prefill_step_tokens).max(1),
         ..settings
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     fit::{ModelFacts, Workload},
     model::{JobId, JobState, Mode, NodeId, Reason},
-    planner::{self, Answer, Candidate, Choice, Layout, NodeInterfaces, Question, Wish, links},
+    planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
 };
 
 /// Prompt and answer of an ordinary night's row, where the job does not say.
@@ -155,6 +155,7 @@ impl Machine {
         let best = kinds.into_iter().max_by_key(|(kind, (count, _))| (*count, std::cmp::Reverse(*kind)));
         let Some((fingerprint, (_, facts))) = best else { return Arc::default() };
         let (fingerprint, facts) = (fingerprint.to_owned(), Arc::clone(facts));
+        let on_gpus = counted.iter().all(|node| node.facts.memory.has_gpu());
         let mut candidates = Vec::new();
         let mut unknown = BTreeSet::new();
         for node in counted {
@@ -173,7 +174,7 @@ impl Machine {
         }
         let basis = Basis {
             wish: wish(job),
-            load: self.load(job, &facts),
+            load: self.load(job, &facts, on_gpus),
             links_version: self.links_version,
             fingerprint,
             candidates,
@@ -182,7 +183,7 @@ impl Machine {
         self.layout_on(now, id, basis, &facts)
     }
 
-    fn load(&self, job: &Job, facts: &ModelFacts) -> Workload {
+    fn load(&self, job: &Job, facts: &ModelFacts, on_gpu: bool) -> Workload {
         let settings = job.record.spec.settings(&self.policy);
         let usual = facts.context_tokens.unwrap_or(u64::MAX).min(DEFAULT_CONTEXT_TOKENS);
         Workload {
@@ -194,6 +195,7 @@ impl Machine {
             },
             prefill_rows: u64::from(settings.prefill_batch_rows),
             prefill_step_tokens: u64::from(settings.prefill_step_tokens),
+            on_gpu,
         }
     }
 
@@ -236,18 +238,18 @@ fn wish(job: &Job) -> Wish {
 }
 
 fn layout_from(answer: Answer, facts: &ModelFacts, unknown: &BTreeSet<NodeId>) -> Layout {
-    let rows = u32::try_from(answer.rows).unwrap_or(u32::MAX);
+    let limits = Limits::from(answer.load);
     let reasons = answer.reasons;
     match answer.choice {
         Choice::Independent(nodes) => Layout::Independent {
             nodes: nodes.into_iter().map(|(node, _)| node).chain(unknown.iter().cloned()).collect(),
-            rows,
+            limits,
             reasons,
         },
         Choice::Gangs(gangs) => Layout::Gangs {
             gangs,
             layers: u32::try_from(facts.layers.len()).unwrap_or(u32::MAX),
-            rows,
+            limits,
             reasons,
         },
         // Without a candidate nobody knows better: workers say what is wrong.

@@ -9,14 +9,17 @@ use super::{
     rules::{self, Answer, ExitFacts},
     state::{Backoff, StopReason, Worker},
 };
-use crate::model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey, said_once};
+use crate::{
+    model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey, said_once},
+    planner::Limits,
+};
 
 impl Machine {
     /// Starts a worker: a new epoch, recorded before the command goes out.
-    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId, rows: u32) {
+    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId, limits: Limits) {
         let command_id = self.command_id();
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let settings = limited(job.record.spec.settings(&self.policy), rows);
+        let settings = limited(job.record.spec.settings(&self.policy), limits);
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);

@@ -91,7 +91,8 @@ pub fn offline(request: &v1::PlanRequest) -> v1::PlanReply {
         })
         .collect();
     let links = all_joined(&nodes, request.nodes_have_rdma);
-    reply(request, &facts, &nodes, &links, settings, Vec::new())
+    // Machines one plans to buy are Macs.
+    reply(request, &facts, &nodes, true, &links, settings, Vec::new())
 }
 
 /// For the nodes that are connected, with what each said of the model.
@@ -152,7 +153,8 @@ pub(crate) fn live(
     match facts_of(report) {
         Ok(facts) => {
             let links = links(&interfaces, &view.networks);
-            reply(request, &facts, &nodes, &links, view.settings, left_out)
+            let on_gpu = nodes.iter().all(|(_, memory)| memory.has_gpu());
+            reply(request, &facts, &nodes, on_gpu, &links, view.settings, left_out)
         }
         Err(why) => v1::PlanReply { left_out, ..problem(why) },
     }
@@ -166,6 +168,7 @@ fn reply(
     request: &v1::PlanRequest,
     facts: &ModelFacts,
     nodes: &[(NodeId, NodeMemory)],
+    on_gpu: bool,
     links: &[Link],
     settings: WorkerSettings,
     mut left_out: Vec<v1::PlanReason>,
@@ -193,6 +196,7 @@ fn reply(
         },
         prefill_rows: u64::from(settings.prefill_batch_rows),
         prefill_step_tokens: u64::from(settings.prefill_step_tokens),
+        on_gpu,
     };
     let question = Question {
         facts,
@@ -205,14 +209,17 @@ fn reply(
     };
     let answer = choose(&question);
     let (mode, backend) = mode_and_backend(&answer.choice);
+    let fits = !matches!(answer.choice, Choice::Refused { .. });
     v1::PlanReply {
-        fits: !matches!(answer.choice, Choice::Refused { .. }),
+        fits,
         problem: String::new(),
         model: Some(size(&request.model, facts, &load)),
         mode: mode.into(),
         backend: backend.into(),
-        rows: answer.rows,
+        rows: if fits { answer.load.rows } else { 0 },
         context_tokens: load.context_tokens,
+        prefill_rows: answer.load.prefill_rows.min(answer.load.rows),
+        prefill_step_tokens: answer.load.prefill_step_tokens,
         largest_rows: answer.largest_rows,
         largest_context_tokens: answer.largest_context_tokens,
         parts: parts(&answer.choice),

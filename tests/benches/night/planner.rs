@@ -48,7 +48,13 @@ pub(crate) fn measure(table: &mut Table, quick: bool) {
     }
     let question = Question {
         facts: &facts,
-        load: Workload { rows: 8, context_tokens: 8_192, prefill_rows: 8, prefill_step_tokens: 2_048 },
+        load: Workload {
+            rows: 8,
+            context_tokens: 8_192,
+            prefill_rows: 8,
+            prefill_step_tokens: 2_048,
+            on_gpu: true,
+        },
         wish: Wish::Auto,
         candidates: &candidates,
         links: &links,

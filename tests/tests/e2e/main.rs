@@ -23,6 +23,7 @@ mod fields;
 mod gangs;
 mod generic_client;
 mod kills;
+mod memory;
 mod plans;
 mod reload;
 mod sampling;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
             bad_models::cases(),
             fields::cases(),
             architectures::cases(),
+            memory::cases(),
             gangs::cases(),
             sampling::cases(),
             away::cases(),

@@ -25,6 +25,10 @@ pub struct PlanView {
     pub rows: u64,
     /// Prompt and answer of a row together.
     pub context_tokens: u64,
+    /// Rows whose prompts are read together; can be fewer than the settings say.
+    pub prefill_rows: u64,
+    /// Tokens of a prompt that are read in one step; can be fewer than the settings say.
+    pub prefill_step_tokens: u64,
     /// The most rows that fit with this context.
     pub largest_rows: u64,
     /// The largest context that fits with these rows.
@@ -61,6 +65,8 @@ impl PlanView {
             model: reply.model.unwrap_or_default().into(),
             rows: reply.rows,
             context_tokens: reply.context_tokens,
+            prefill_rows: reply.prefill_rows,
+            prefill_step_tokens: reply.prefill_step_tokens,
             largest_rows: reply.largest_rows,
             largest_context_tokens: reply.largest_context_tokens,
             parts: reply.parts.into_iter().map(|part| PartView::new(part, is_gang)).collect(),

@@ -1,0 +1,145 @@
+//! What a plan says a node needs is what workers come to take: weights, caches and what is computed on the way, held
+//! against MLX's own peak in real workers at full load.
+
+use nightshift_proto::v1::{Job, JobSpec, JobState, Mode};
+use nightshift_tests::{
+    cluster::Cluster,
+    control, models,
+    rows::Input,
+    suite::{Case, Need, case},
+    wait,
+};
+use serde_json::{Value, json};
+
+const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
+
+/// A plan's context may be all prompt, and is counted so: answers are short here, and a second batch of rows keeps the
+/// worker until its peak has been told.
+const ANSWER_TOKENS: u32 = 16;
+const BATCHES: u32 = 2;
+
+/// A prediction may be off by this share of the peak.
+const MOST_PERCENT_OFF: f64 = 5.0;
+
+/// A model and a load.
+struct Shape {
+    architecture: &'static str,
+    options: &'static [&'static str],
+    mode: Mode,
+    rows: u32,
+    prompt_tokens: u32,
+    prefill_rows: u32,
+    prefill_step_tokens: u32,
+}
+
+/// 40 to 70 MB of weights; a hundred or two of caches and computation.
+const SMALL: Shape = Shape {
+    architecture: "llama",
+    options: &["--hidden", "512", "--layers", "4", "--dtype", "float32"],
+    mode: Mode::Independent,
+    rows: 4,
+    // All but the last token are read in whole steps.
+    prompt_tokens: 4 * 256 + 1,
+    prefill_rows: 4,
+    prefill_step_tokens: 256,
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("memory::a_small_llama_takes_what_was_said", NEEDS, || measured("llama", SMALL)),
+        case("memory::half_precision_takes_what_was_said", NEEDS, || {
+            let options = &["--hidden", "512", "--layers", "4", "--dtype", "bfloat16"];
+            measured("half", Shape { options, ..SMALL })
+        }),
+        case("memory::experts_take_what_was_said", NEEDS, || {
+            measured("experts", Shape { architecture: "qwen3_moe", ..SMALL })
+        }),
+        case("memory::latents_take_what_was_said", NEEDS, || {
+            measured("latents", Shape { architecture: "deepseek_v3", ..SMALL })
+        }),
+        case("memory::sinks_and_windows_take_what_was_said", NEEDS, || {
+            measured("sinks", Shape { architecture: "gpt_oss", ..SMALL })
+        }),
+        case("memory::the_ranks_of_a_pipeline_take_what_was_said", NEEDS, || {
+            let options = &["--hidden", "512", "--layers", "9", "--dtype", "float32"];
+            measured("pipeline", Shape { mode: Mode::Pipeline, options, ..SMALL })
+        }),
+        case("memory::the_ranks_of_a_tensor_run_take_what_was_said", NEEDS, || {
+            measured("tensor", Shape { mode: Mode::Tensor, ..SMALL })
+        }),
+        case("memory::the_ranks_of_a_model_of_more_than_a_gigabyte_take_what_was_said", NEEDS, || {
+            let options = &["--hidden", "2048", "--layers", "8", "--dtype", "float32"];
+            let small = Shape { prompt_tokens: 128 + 1, prefill_step_tokens: 128, ..SMALL };
+            measured("gigabyte", Shape { mode: Mode::Pipeline, options, ..small })
+        }),
+    ]
+}
+
+/// Runs as many rows as go together, all of the length that was planned for.
+async fn measured(name: &str, shape: Shape) {
+    let agents = if shape.mode == Mode::Independent { 1 } else { 2 };
+    let config = format!(
+        "[gangs]\nnetworks = [\"127.0.0.0/8\"]\nsettle_ms = 500\nfirst_port = {}\nports = 100\n\
+         [jobs]\nprefill_batch_rows = {}\nprefill_step_tokens = {}\n",
+        22_400 + 100 * shape.mode as i32,
+        shape.prefill_rows,
+        shape.prefill_step_tokens
+    );
+    let cluster = Cluster::builder(&format!("memory-{name}")).agents(agents).config(&config).start().await;
+    let model = models::tiny(shape.architecture, &[shape.options, &["--max-position", "4096"]].concat());
+    let context_tokens = u64::from(shape.prompt_tokens + ANSWER_TOKENS);
+    let (context, rows) = (context_tokens.to_string(), shape.rows.to_string());
+    let mode = shape.mode.as_str_name().trim_start_matches("MODE_").to_lowercase();
+    let model_name = model.to_string_lossy();
+    let plan = ["plan", "--model", &model_name, "--context", &context, "--rows", &rows, "--mode", &mode];
+    let plan = cluster.ctl(&[&plan[..], &["--output", "json"]].concat()).await.expect_code(0);
+    let plan: Value = serde_json::from_str(&plan.stdout).expect("a plan is one JSON object");
+
+    let spec = JobSpec {
+        max_batch_rows: shape.rows,
+        context_tokens,
+        mode: shape.mode.into(),
+        ..control::spec(name, &*model)
+    };
+    let mut input = Input::new();
+    for number in 0..BATCHES * shape.rows {
+        // Token numbers, so that every prompt is as long as it is planned.
+        let prompt: Vec<u32> = (0..shape.prompt_tokens).map(|at| 20 + (at * 7 + number * 31) % 400).collect();
+        let body = json!({"model": "tiny", "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0});
+        input.row(&format!("row-{number}"), "/v1/completions", body);
+    }
+    let job = cluster.control().submit(spec, input.jsonl()).await;
+    let mut peaks = vec![0; agents];
+    let note = |job: &Job, peaks: &mut Vec<u64>| {
+        for worker in &job.workers {
+            let rank = worker.worker.map_or(0, |id| id.rank as usize);
+            peaks[rank] = worker.peak_memory_bytes.max(peaks[rank]);
+        }
+        job.state() == JobState::Completed
+    };
+    let job = cluster
+        .control()
+        .wait_job(job.job_id, "all rows answered", wait::LONG, |job| note(job, &mut peaks))
+        .await;
+    assert_eq!(job.rows_succeeded, u64::from(BATCHES * shape.rows));
+    assert_eq!(job.mode(), shape.mode);
+
+    let mut off = Vec::new();
+    for (rank, peak) in peaks.iter().enumerate() {
+        let parts = plan["parts"].as_array().expect("a part a rank");
+        let part =
+            parts.iter().find(|part| part["rank"].as_u64().unwrap_or(0) == rank as u64).expect("its part");
+        let number = |name: &str| part[name].as_u64().unwrap_or_else(|| panic!("{name} in {part:#}"));
+        // MLX's own, which its count of the peak leaves out.
+        let predicted = number("total_bytes") - number("overhead_bytes");
+        let percent = (predicted as f64 / *peak as f64 - 1.0) * 100.0;
+        let line =
+            format!("{name} rank {rank}: peak {peak}, predicted {predicted} ({percent:+.1} %): {part}");
+        eprintln!("{line}");
+        if percent.abs() > MOST_PERCENT_OFF {
+            off.push(line);
+        }
+    }
+    assert!(off.is_empty(), "predictions are off:\n{}", off.join("\n"));
+    cluster.finish().await;
+}
