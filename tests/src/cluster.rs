@@ -7,10 +7,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -22,9 +20,12 @@ use crate::{
     binaries,
     control::Control,
     dirs::TestDir,
-    logs,
+    logs::{self, Expected},
+    netns::Net,
+    ports,
     process::{self, Outcome, Process},
     procfs::{self, Seen},
+    relay::Relay,
     rows::Input,
     runtime, spools, wait,
 };
@@ -37,32 +38,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 pub struct ClusterBuilder {
     name: String,
     agents: usize,
+    net: bool,
     config: Option<String>,
     controller_state: Option<PathBuf>,
     memory_budget_mib: Option<u64>,
-    log: ExpectedLog,
-}
-
-/// What a case expects of the logs. Texts are patterns of [`logs::matches`].
-#[derive(Clone, Debug, Default)]
-struct ExpectedLog {
-    /// Warnings and errors that must be there.
-    must: Vec<String>,
-    /// Those that may be there.
-    may: Vec<String>,
-}
-
-impl ExpectedLog {
-    /// What is there and should not, and what is not there and should.
-    fn problems(&self, trouble: &[String]) -> Vec<String> {
-        let expected =
-            |line: &String| self.must.iter().chain(&self.may).any(|pattern| logs::matches(line, pattern));
-        let missing = |pattern: &&String| !trouble.iter().any(|line| logs::matches(line, pattern));
-        let unexpected = trouble.iter().filter(|line| !expected(line)).cloned();
-        unexpected
-            .chain(self.must.iter().filter(missing).map(|pattern| format!("nothing like: {pattern}")))
-            .collect()
-    }
+    log: Expected,
 }
 
 impl ClusterBuilder {
@@ -70,6 +50,14 @@ impl ClusterBuilder {
     #[must_use]
     pub fn agents(mut self, count: usize) -> Self {
         self.agents = count;
+        self
+    }
+
+    /// Each agent in a network namespace of its own, with links to the others that a case can hurt ([`Cluster::net`]) and
+    /// a way to the controller beside them ([`Cluster::cut_off`]). Needs [`crate::suite::Need::Netns`].
+    #[must_use]
+    pub fn on_a_net(mut self) -> Self {
+        self.net = true;
         self
     }
 
@@ -121,8 +109,9 @@ impl ClusterBuilder {
         if let Some(config) = &self.config {
             fs::write(dir.path().join("clusterd.toml"), config).expect("a configuration can be written");
         }
-        let address = format!("127.0.0.1:{}", free_port());
+        let address = format!("127.0.0.1:{}", ports::free());
         let control = Control::new(&address);
+        let names: Vec<String> = (1..=self.agents).map(|number| format!("n{number}")).collect();
         let mut cluster = Cluster {
             configured: self.config.is_some(),
             memory_budget_mib: self.memory_budget_mib,
@@ -131,13 +120,18 @@ impl ClusterBuilder {
             control,
             controller: None,
             agents: BTreeMap::new(),
+            net: self.net.then(|| Net::new(self.agents)),
+            relays: BTreeMap::new(),
             log: self.log,
             finished: false,
             dir,
         };
         cluster.start_controller().await;
-        for number in 1..=self.agents {
-            cluster.start_agent(&format!("n{number}"));
+        for name in &names {
+            if cluster.net.is_some() {
+                cluster.let_back(name);
+            }
+            cluster.start_agent(name);
         }
         cluster.control.wait_ready(self.agents).await;
         cluster
@@ -154,8 +148,11 @@ pub struct Cluster {
     control: Control,
     controller: Option<Process>,
     agents: BTreeMap<String, Process>,
-    log: ExpectedLog,
+    log: Expected,
     finished: bool,
+    relays: BTreeMap<String, Relay>,
+    // Behind the processes that are in it.
+    net: Option<Net>,
     // Last: removed when all processes are gone.
     dir: TestDir,
 }
@@ -167,10 +164,11 @@ impl Cluster {
         ClusterBuilder {
             name: name.to_owned(),
             agents: 0,
+            net: false,
             config: None,
             controller_state: None,
             memory_budget_mib: None,
-            log: ExpectedLog::default(),
+            log: Expected::default(),
         }
     }
 
@@ -196,6 +194,34 @@ impl Cluster {
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// When the cluster was built without one.
+    #[must_use]
+    pub fn net(&self) -> &Net {
+        self.net.as_ref().expect("the cluster was built with on_a_net()")
+    }
+
+    /// Breaks a node's way to the controller, and nothing between the nodes.
+    ///
+    /// # Panics
+    /// When it has none of its own, or it is broken already.
+    pub fn cut_off(&mut self, node: &str) {
+        self.relays.remove(node).unwrap_or_else(|| panic!("there is no relay for {node}"));
+    }
+
+    /// Gives a node its way to the controller, again after [`Self::cut_off`]: on its loopback, as on real machines.
+    ///
+    /// # Panics
+    /// When it has one, or cannot get one.
+    pub fn let_back(&mut self, node: &str) {
+        assert!(!self.relays.contains_key(node), "{node} has a way to the controller");
+        let inside = self.address.parse().expect("the controller's address is one");
+        let relay = Relay::start(self.net().listen(node, inside), &self.address);
+        self.relays.insert(node.to_owned(), relay);
     }
 
     /// More of what [`ClusterBuilder::expect`] takes, for faults a case comes to later.
@@ -293,7 +319,11 @@ impl Cluster {
     /// The command line of an agent that runs with this runtime.
     #[must_use]
     pub fn agent_command(&self, node: &str, runtime_dir: &Path) -> Command {
-        let mut command = self.command("cluster-agent");
+        let program = binaries::path("cluster-agent");
+        let mut command = self.with_environment(match &self.net {
+            None => Command::new(program),
+            Some(net) => net.command(node, &program),
+        });
         command
             .args(["run", "--controller", &self.address, "--node-id", node])
             .arg("--state-dir")
@@ -425,9 +455,12 @@ impl Cluster {
         self.finished = true;
     }
 
-    /// One of the programs with an environment of its own, so that a test means the same wherever it runs.
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(binaries::path(program));
+        self.with_environment(Command::new(binaries::path(program)))
+    }
+
+    /// A command with an environment of its own, so that a test means the same wherever it runs.
+    fn with_environment(&self, mut command: Command) -> Command {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -451,47 +484,5 @@ impl Drop for Cluster {
             process::send(process.pid, Signal::SIGKILL);
         }
         eprintln!("the ends of the logs:\n{}", logs::tails(&self.path().join("logs"), 12));
-    }
-}
-
-/// A port nobody listens on, below the range from which systems take the local ends of outgoing connections: an agent
-/// that dials a stopped controller's port from that range would sooner or later be connected to itself.
-fn free_port() -> u16 {
-    const FIRST: u16 = 18_000;
-    const COUNT: u16 = 12_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test programs that run side by side begin at different places.
-    let start = (std::process::id() % u32::from(COUNT)) as u16;
-    for _ in 0..COUNT {
-        let step = NEXT.fetch_add(7, Ordering::Relaxed);
-        let port = FIRST + (start.wrapping_add(step)) % COUNT;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no free port in {FIRST}..{}", FIRST + COUNT);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logs_are_judged_both_ways() {
-        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let log = ExpectedLog { must: owned(&["a*b"]), may: owned(&["c"]) };
-        assert_eq!(log.problems(&owned(&["WARN a and b", "WARN c"])), [""; 0]);
-        assert_eq!(log.problems(&owned(&["WARN c", "ERROR d"])), ["ERROR d", "nothing like: a*b"]);
-    }
-
-    #[test]
-    fn ports_are_free_and_not_given_twice() {
-        let ports: Vec<u16> = (0..20).map(|_| free_port()).collect();
-        let different: std::collections::BTreeSet<&u16> = ports.iter().collect();
-        assert_eq!(different.len(), ports.len());
-        assert!(
-            ports.iter().all(|port| *port < 32_768),
-            "below the range of outgoing connections: {ports:?}"
-        );
     }
 }

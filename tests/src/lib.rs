@@ -4,6 +4,7 @@
 //! * [`binaries`], [`runtime`] and [`models`] make what the cases need, once: programs, Python environment, tiny models;
 //! * [`cluster`] holds a controller and its agents in one throw-away directory, and ends them with checks: no process
 //!   left over, in the logs the warnings that had to come and no others;
+//! * [`netns`] gives its nodes a network whose links can be cut, [`relay`] a way to the controller beside it;
 //! * [`control`] speaks to the controller, [`stub`] plays a node without Python;
 //! * [`rows`] makes input, [`answers`] reads and judges output, [`spools`] tells what workers have finished;
 //! * [`process`] and [`procfs`] look at processes; [`wait`] waits for conditions, [`logs`] reads logs, [`rng`] makes
@@ -21,9 +22,12 @@ pub mod control;
 pub mod dirs;
 pub mod logs;
 pub mod models;
+pub mod netns;
+pub mod ports;
 pub mod process;
 pub mod procfs;
 pub mod published;
+pub mod relay;
 pub mod rng;
 pub mod rows;
 pub mod runtime;

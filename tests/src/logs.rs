@@ -1,6 +1,30 @@
-//! Logs of the programs: their end for a failure's message, and the search for lines that should not be there.
+//! Logs of the programs: their end for a failure's message, the search for lines of trouble, and which of them a case
+//! expects.
 
 use std::{fs, path::Path};
+
+/// What a case expects of the logs. Texts are patterns of [`matches`].
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// Warnings and errors that must be there.
+    pub must: Vec<String>,
+    /// Those that may be there.
+    pub may: Vec<String>,
+}
+
+impl Expected {
+    /// What is there and should not, and what is not there and should.
+    #[must_use]
+    pub fn problems(&self, trouble: &[String]) -> Vec<String> {
+        let expected =
+            |line: &String| self.must.iter().chain(&self.may).any(|pattern| matches(line, pattern));
+        let missing = |pattern: &&String| !trouble.iter().any(|line| matches(line, pattern));
+        let unexpected = trouble.iter().filter(|line| !expected(line)).cloned();
+        unexpected
+            .chain(self.must.iter().filter(missing).map(|pattern| format!("nothing like: {pattern}")))
+            .collect()
+    }
+}
 
 /// The last lines of a file, or why it could not be read.
 #[must_use]
@@ -111,6 +135,14 @@ mod tests {
         for pattern in ["the worker of j2", "worker-exited*j1", "j1*j1"] {
             assert!(!matches(line, pattern), "{pattern}");
         }
+    }
+
+    #[test]
+    fn logs_are_judged_both_ways() {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let log = Expected { must: owned(&["a*b"]), may: owned(&["c"]) };
+        assert_eq!(log.problems(&owned(&["WARN a and b", "WARN c"])), [""; 0]);
+        assert_eq!(log.problems(&owned(&["WARN c", "ERROR d"])), ["ERROR d", "nothing like: a*b"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::runtime;
+use crate::{netns, runtime};
 
 /// No case takes this long; one that does hangs somewhere its own deadlines do not reach.
 const CASE_LIMIT: Duration = Duration::from_secs(900);
@@ -29,6 +29,8 @@ pub enum Need {
     Linux,
     /// The right to mount a file system.
     Mount,
+    /// Network namespaces that links join: root on Linux, and the command `ip`.
+    Netns,
 }
 
 impl Need {
@@ -45,6 +47,7 @@ impl Need {
                 Some("the small file system is a Linux tmpfs".to_owned())
             }
             Self::Mount => None,
+            Self::Netns => netns::missing(),
             Self::Runtime => runtime::missing(),
         }
     }
