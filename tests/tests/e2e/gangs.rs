@@ -1,42 +1,19 @@
 //! A model that fits no node runs sharded over several: chosen by itself, with the very answers of one process, whatever
 //! rank is killed or hangs.
 
-use std::path::PathBuf;
-
-use nightshift_proto::v1::{Job, JobSpec, JobState, Mode};
+use nightshift_proto::v1::{Job, JobSpec, Mode};
 use nightshift_tests::{
-    answers::Answers,
-    cluster::{Cluster, ClusterBuilder},
-    control::{self, rows_done},
-    models, process,
-    procfs::Seen,
-    rows::Input,
+    cluster::ClusterBuilder,
+    control::rows_done,
+    process,
     suite::{Case, Need, case},
     wait,
 };
 use nix::sys::signal::Signal;
-use tokio::sync::{Mutex, OnceCell};
+
+use crate::sharded::{self, GANG_LOST, ONE_AT_A_TIME, a_rank_at_work, end, input, model, spec};
 
 const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
-
-/// Rows of a job.
-const ROWS: usize = 16;
-
-/// The longest answer: long enough that faults fall between its tokens.
-const MAX_TOKENS: u32 = 60;
-
-/// About 39 MB of weights in float32: with what MLX and a single row need besides, 111 MB; half of it with four rows,
-/// 99 MB. See [`BUDGET_MIB`].
-const SHAPE: &[&str] = &["--dtype", "float32", "--layers", "16", "--hidden", "256"];
-
-/// Too little for the whole model with a single row, enough for half of it with four.
-const BUDGET_MIB: u64 = 100;
-
-/// Ranks that wait for one another do so at full speed: one gang at a time is what two cores bear.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
-
-/// What a gang that lost a rank makes the controller say, once.
-const GANG_LOST: &str = "WARN the worker of j1 on n* kind=\"worker-exited\"";
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -49,57 +26,11 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-fn model() -> PathBuf {
-    models::tiny("llama", SHAPE)
-}
-
-fn input() -> Input {
-    Input::chat(ROWS, MAX_TOKENS, 20_261_121)
-}
-
-fn spec(name: &str) -> JobSpec {
-    JobSpec { max_batch_rows: 4, context_tokens: 256, ..control::spec(name, model()) }
-}
-
-/// The answers of one process with the whole model; made once for all cases.
-async fn whole() -> &'static Answers {
-    static ANSWERS: OnceCell<Answers> = OnceCell::const_new();
-    ANSWERS
-        .get_or_init(async || {
-            let cluster = Cluster::builder("gangs-whole").agents(1).start().await;
-            let input = input();
-            let job = cluster.control().submit(spec("whole"), input.jsonl()).await;
-            let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
-            assert_eq!(job.mode(), Mode::Independent, "without a budget it fits");
-            let answers = cluster.answers(&job, &input);
-            cluster.finish().await;
-            answers
-        })
-        .await
-}
-
 /// Ports of its own for each case: they run at the same time on one machine.
 fn builder(name: &str, case: u16, more: &str) -> ClusterBuilder {
     let first_port = 21_000 + 200 * case;
-    let config = format!(
-        "[gangs]\nnetworks = [\"127.0.0.0/8\"]\nfirst_port = {first_port}\nports = 200\nsettle_ms = 500\n\
-         [jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n{more}"
-    );
-    Cluster::builder(name).agents(2).memory_budget_mib(BUDGET_MIB).config(&config)
-}
-
-/// Its end: every row once, with the answers of one process.
-async fn end(cluster: &Cluster, job: &Job, input: &Input) -> Job {
-    let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
-    let answers = cluster.answers(&job, input);
-    assert_eq!(answers.succeeded(), input.len(), "every row is answered with 200");
-    answers.assert_same_as(whole().await);
-    wait::eventually("the ranks to end with their job", wait::SOON, async || {
-        let left = cluster.workers();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
-    })
-    .await;
-    job
+    let gangs = format!("networks = [\"127.0.0.0/8\"]\nfirst_port = {first_port}\nports = 200\n");
+    sharded::builder(name, &gangs, more)
 }
 
 async fn sharded() {
@@ -227,22 +158,4 @@ async fn woken() {
     assert_eq!(job.epoch, 2);
     cluster.control().wait_ready(3).await;
     cluster.finish().await;
-}
-
-/// The process of a rank, when so many rows are done and the gang is amid others.
-async fn a_rank_at_work(cluster: &Cluster, job: &Job, rank: u32, rows: u64) -> Seen {
-    let busy = |job: &Job| {
-        rows_done(job) >= rows
-            && job.workers.len() == 2
-            && job.workers.iter().any(|worker| worker.active_rows > 0)
-    };
-    let seen = cluster.control().wait_job(job.job_id, "a gang amid its rows", wait::LONG, busy).await;
-    assert_eq!(seen.state(), JobState::Running);
-    let worker = seen
-        .workers
-        .iter()
-        .find(|worker| worker.worker.is_some_and(|id| id.rank == rank))
-        .expect("a gang has this rank");
-    let process = cluster.workers().into_iter().find(|process| process.pid == worker.pid);
-    process.expect("its process is there")
 }

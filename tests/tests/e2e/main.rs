@@ -27,6 +27,7 @@ mod memory;
 mod plans;
 mod reload;
 mod sampling;
+mod sharded;
 mod steering;
 mod uploads;
 mod worker_units;
