@@ -87,8 +87,15 @@ impl Machine {
             job.forget_row(row.row);
             // A finished row is progress: what failed before it is forgiven.
             job.failures_of_job = 0;
-            if let Some(backoff) = job.backoff.get_mut(node) {
-                backoff.failures_in_a_row = 0;
+            if !job.backoff.is_empty() {
+                let epoch = job.workers.get(node).map(|worker| worker.epoch);
+                // Rank 0 answers for all ranks of its gang.
+                let others = epoch.map(|epoch| job.nodes_of(epoch)).unwrap_or_default();
+                for node in others.iter().chain([node]) {
+                    if let Some(backoff) = job.backoff.get_mut(node) {
+                        backoff.failures_in_a_row = 0;
+                    }
+                }
             }
             // The connection may be a new one by now; positions in the spool are the same over all of them.
             if let Some(current) = self.any_session(node) {

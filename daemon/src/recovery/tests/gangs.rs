@@ -177,6 +177,23 @@ fn a_rank_that_hangs_is_ended_with_its_gang_in_one_incident() {
 }
 
 #[test]
+fn an_answer_of_a_gang_forgives_what_failed_on_all_its_nodes() {
+    let (mut kit, sessions, ranks, _) = at_work();
+    let _ = kit.exit("b", ranks[1].1, ExitClass::Signalled);
+    let _ = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let again = started(&kit.wait(5_000, &sessions));
+    let mut rows_out = Vec::new();
+    for (node, worker) in &again {
+        let effects = kit.ready(node, *worker);
+        rows_out.extend(granted(&effects, "a"));
+    }
+    assert_eq!(kit.job(1).backoff[&"b".into()].failures_in_a_row, 1);
+    let _ = kit.result("a", sessions[0].1, again[0].1, rows_out[0]);
+    let _ = kit.committed("a", again[0].1, rows_out[0], 1);
+    assert_eq!(kit.job(1).backoff[&"b".into()].failures_in_a_row, 0);
+}
+
+#[test]
 fn a_silent_node_ends_the_gang_on_the_others() {
     let (mut kit, sessions, ranks, _) = at_work();
     let effects = kit.wait(5_200, &sessions[..1]);
