@@ -108,6 +108,8 @@ class Channel:
         self._wake = wake
         self._messages = queue.SimpleQueue()
         self._room = threading.Semaphore(MAX_FRAMES_AHEAD * gang.world_size)
+        # Whether all ranks have come.
+        self._met = False
         self._ending = False
         self._gone = None
         # Ranks that have said why they end, in words worth repeating.
@@ -121,7 +123,7 @@ class Channel:
     def check(self):
         """Raises `faults.Fatal` when a member of the gang is gone."""
         if self._gone is not None:
-            raise faults.Fatal(faults.LINK_FAULT, self._gone)
+            raise faults.Fatal(self._loss(), self._gone)
 
     def take(self, wait_s):
         """The next (rank, message), None when there is none within `wait_s`; raises `faults.Fatal`."""
@@ -156,7 +158,11 @@ class Channel:
         self._wake()
         time.sleep(GRACE_S)
         if not self._ending:
-            end_process(self._events, faults.LINK_FAULT, self._gone, self._last_words)
+            end_process(self._events, self._loss(), self._gone, self._last_words)
+
+    def _loss(self):
+        """The class of a lost rank. Who had come before another gave up waiting says the same as that one."""
+        return faults.LINK_FAULT if self._met else faults.APART
 
 
 class Leading(Channel):
@@ -195,6 +201,7 @@ class Leading(Channel):
                     self._links[rank].start(self._deliver, self._lost)
                     awaited.discard(rank)
                 self.check()
+        self._met = True
         self.announce({"op": "form"})
 
     def announce(self, message=None):
@@ -256,7 +263,7 @@ class Leading(Channel):
         if self._refusals:
             why += f"; turned away: {'; '.join(self._refusals)}"
         self.fail(why)
-        raise faults.Fatal(faults.LINK_FAULT, why)
+        raise faults.Fatal(faults.APART, why)
 
 
 class Following(Channel):
@@ -273,9 +280,10 @@ class Following(Channel):
         while (item := self.take(0.2)) is None:
             # Rank 0 has its own limit and says who is missing; a little later, so that its words come first.
             if time.monotonic() > until + 1.0:
-                raise faults.Fatal(faults.LINK_FAULT, "rank 0 did not say within the limit that all ranks have come")
+                raise faults.Fatal(faults.APART, "rank 0 did not say within the limit that all ranks have come")
         if item[1] != {"op": "form"}:
             raise faults.Fatal(faults.LINK_FAULT, "rank 0 said something else than that all ranks have come")
+        self._met = True
 
     def report(self, message):
         """Sends rank 0 a message."""
@@ -311,7 +319,7 @@ class Following(Channel):
             time.sleep(RETRY_S)
         said = "" if error is None else f": {faults.describe(error)}"
         message = f"rank 0 could not be reached at {where} within {self.gang.rendezvous_timeout_s:g} s{said}"
-        raise faults.Fatal(faults.LINK_FAULT, message)
+        raise faults.Fatal(faults.APART, message)
 
 
 def end_process(events, fault, message, last_words=lambda: None):

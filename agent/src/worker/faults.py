@@ -9,6 +9,8 @@ MODEL_UNSUPPORTED = "model_unsupported"
 OUT_OF_MEMORY = "out_of_memory"
 GPU_FAULT = "gpu_fault"
 LINK_FAULT = "link_fault"
+# The ranks did not find one another in time, before anything was loaded: another try costs next to nothing.
+APART = "apart"
 CANARY_FAILED = "canary_failed"
 CRASHED = "crashed"
 

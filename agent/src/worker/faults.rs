@@ -150,6 +150,7 @@ fn class_of_fatal(class: FatalClass) -> ExitClass {
         FatalClass::OutOfMemory => ExitClass::OutOfMemory,
         FatalClass::GpuFault => ExitClass::GpuFault,
         FatalClass::LinkFault => ExitClass::LinkFault,
+        FatalClass::Apart => ExitClass::Apart,
         FatalClass::CanaryFailed => ExitClass::CanaryFailed,
         FatalClass::Crashed => ExitClass::Crashed,
     }

@@ -185,6 +185,7 @@ pub enum FatalClass {
     OutOfMemory,
     GpuFault,
     LinkFault,
+    Apart,
     CanaryFailed,
     Crashed,
 }

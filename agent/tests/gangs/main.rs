@@ -300,7 +300,7 @@ async fn nobody_comes() {
     let lead = &mut cluster.ranks[0];
     assert!(lead.start(gang).await.accepted);
     let exited = lead.exited().await;
-    assert_eq!(exited.class(), ExitClass::LinkFault);
+    assert_eq!(exited.class(), ExitClass::Apart);
     assert!(
         exited.first_error.starts_with("rank 1 of 2 did not come to 127.0.0.1:"),
         "{}",

@@ -226,6 +226,8 @@ pub enum ExitClass {
     GpuFault,
     /// The link between ranks failed.
     LinkFault,
+    /// The ranks did not all find one another in time; nothing was loaded yet.
+    Apart,
     /// A signal that nobody of ours sent.
     Signalled,
     /// Any other error.

@@ -121,12 +121,17 @@ impl fmt::Display for Answer {
 /// The table for workers that are gone. Read from the top; the first line that fits holds.
 #[must_use]
 pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
-    use ExitClass::{Leftover, ModelUnreadable, ModelUnsupported, Orderly};
+    use ExitClass::{Apart, Leftover, ModelUnreadable, ModelUnsupported, Orderly};
     match facts {
         ExitFacts { asked: true, .. } => Answer::Nothing,
         ExitFacts { class: ModelUnreadable | ModelUnsupported, .. } => Answer::BarNode,
         // The worker is not to blame for the end of its agent, so there is nothing to back off from.
         ExitFacts { class: Leftover | Orderly, .. } => Answer::RestartAfter { pause_ms: 0 },
+        // A network that is away for an hour comes back by itself, and a try loads nothing: with the pause at its cap and
+        // the time for the meeting, one in two minutes.
+        ExitFacts { class: Apart, failures_in_a_row, .. } => {
+            Answer::RestartAfter { pause_ms: pause_ms(failures_in_a_row, policy) }
+        }
         ExitFacts { failures_of_job, .. } if failures_of_job >= policy.failures_before_pause => {
             Answer::PauseJob
         }
@@ -197,6 +202,11 @@ mod tests {
                 restart(4_000),
             ),
             (ExitFacts { failures_of_job: 5, ..facts(ExitClass::Crashed) }, Answer::PauseJob),
+            (ExitFacts { failures_of_job: 5, ..facts(ExitClass::LinkFault) }, Answer::PauseJob),
+            (
+                ExitFacts { failures_in_a_row: 99, failures_of_job: 5, ..facts(ExitClass::Apart) },
+                restart(60_000),
+            ),
         ];
         for (facts, expected) in rows {
             assert_eq!(answer(facts, &policy), expected, "{facts:?}");

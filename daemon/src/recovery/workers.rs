@@ -155,7 +155,8 @@ impl Machine {
             Answer::Nothing
         } else {
             job.record.rows_requeued += rows;
-            if exit.class != ExitClass::Leftover {
+            // Neither says anything about the job.
+            if !matches!(exit.class, ExitClass::Leftover | ExitClass::Apart) {
                 job.failures_of_job += 1;
             }
             let backoff = job.backoff.entry(node.clone()).or_insert_with(Backoff::default);

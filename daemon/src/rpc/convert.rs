@@ -189,6 +189,7 @@ pub(crate) fn worker_exit(worker: WorkerKey, exited: &v1::WorkerExited) -> Worke
         v1::ExitClass::OutOfMemory => ExitClass::OutOfMemory,
         v1::ExitClass::GpuFault => ExitClass::GpuFault,
         v1::ExitClass::LinkFault => ExitClass::LinkFault,
+        v1::ExitClass::Apart => ExitClass::Apart,
         v1::ExitClass::Signalled => ExitClass::Signalled,
         v1::ExitClass::Unspecified | v1::ExitClass::Crashed => ExitClass::Crashed,
         v1::ExitClass::Killed => ExitClass::Killed,

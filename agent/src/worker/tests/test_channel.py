@@ -97,10 +97,13 @@ class Meeting(unittest.TestCase):
         self.assertLess(time.monotonic() - started, 5)
         self.assertIn("ranks 1 and 3 of 4 did not come", outcomes[0][1])
         self.assertIn("ranks 1 and 3 of 4 did not come", outcomes[2][1])
+        self.assertEqual([outcomes[rank][0] for rank in (0, 2)], ["apart", "apart"])
 
     def test_nobody_listens(self):
         self.start(1, channel.Following, limit_s=0.5)
-        self.assertIn("could not be reached", self.wait()[1][1])
+        outcome = self.wait()[1]
+        self.assertIn("could not be reached", outcome[1])
+        self.assertEqual(outcome[0], "apart")
 
     def test_a_place_is_given_once(self):
         self.start(0, channel.Leading, size=3, limit_s=2.0)

@@ -136,7 +136,7 @@ class Beginnings(unittest.TestCase):
     def test_a_rank_that_never_comes(self):
         gang = Gang(self.directory, spans(1, 2, 1), absent=[2], gang={"rendezvous_timeout_ms": 3000})
         for fatal in self.fails(gang, 3 + WITHIN_S).values():
-            self.assertEqual(fatal["class"], "link_fault")
+            self.assertEqual(fatal["class"], "apart")
             self.assertIn("rank 2 of 3 did not come", fatal["message"])
 
     def test_another_secret(self):

@@ -177,6 +177,29 @@ fn a_rank_that_hangs_is_ended_with_its_gang_in_one_incident() {
 }
 
 #[test]
+fn a_gang_that_cannot_meet_is_tried_again_until_it_can_and_less_and_less_often() {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let policy = policy_with_a_network();
+    let tries = 3 * policy.failures_before_pause;
+    for failures in 1..=tries {
+        let ranks = started(&effects);
+        assert_eq!(ranks.len(), 2, "after {} failures", failures - 1);
+        let _ = kit.exit("a", ranks[0].1, ExitClass::Apart);
+        let _ = kit.exit("b", ranks[1].1, ExitClass::Orderly);
+        let pause_ms = rules::pause_ms(failures, &policy).max(policy.gang_settle_ms);
+        assert_eq!(started(&kit.wait(pause_ms - 200, &sessions)), [], "{pause_ms} ms are waited");
+        effects = kit.wait(400, &sessions);
+    }
+    assert_eq!(kit.job(1).record.state, JobState::Active);
+    for (node, worker) in &started(&effects) {
+        let _ = kit.ready(node, *worker);
+    }
+    assert!(!kit.job(1).leases.is_empty(), "it meets and works");
+}
+
+#[test]
 fn an_answer_of_a_gang_forgives_what_failed_on_all_its_nodes() {
     let (mut kit, sessions, ranks, _) = at_work();
     let _ = kit.exit("b", ranks[1].1, ExitClass::Signalled);
