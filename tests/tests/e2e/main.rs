@@ -7,7 +7,7 @@
 //! * `NIGHTSHIFT_KEEP` keeps the directories of cases that passed, too; `NIGHTSHIFT_TIMES` tells how long each took;
 //! * `NIGHTSHIFT_RUNTIME_DIR`, `NIGHTSHIFT_BIN_DIR` an installed runtime and programs built elsewhere.
 
-#![expect(clippy::print_stderr, reason = "a kill case tells its seed")]
+#![expect(clippy::print_stderr, reason = "a kill case tells its seed, a case of links its times")]
 
 use std::process::ExitCode;
 
@@ -24,6 +24,7 @@ mod gangs;
 mod generic_client;
 mod kills;
 mod memory;
+mod links;
 mod plans;
 mod reload;
 mod sampling;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             architectures::cases(),
             memory::cases(),
             gangs::cases(),
+            links::cases(),
             sampling::cases(),
             away::cases(),
             kills::cases(),
