@@ -5,8 +5,8 @@
 
 use nightshift_daemon::{
     fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor, Verdict, Workload},
-    model::{Backend, Link, LinkEnd, LinkKind, Mode, NodeId},
-    planner::{Answer, Candidate, Choice, Measurement, Question, Wish, choose},
+    model::{Backend, Link, LinkEnd, LinkKind, Measurement, Mode, NodeId},
+    planner::{Answer, Candidate, Choice, Question, Wish, choose},
 };
 use nightshift_tests::published::{self, EIGHT_BITS, FOUR_BITS, Published, Stored};
 
@@ -316,7 +316,7 @@ fn rdma_makes_a_mesh_or_a_ring_and_tensor_waits_for_a_measurement() {
     assert_eq!(gangs[0].ranks[1].rdma_devices, [Some("rdma_en0".to_owned()), None]);
 
     let speed =
-        |mode, tokens_per_s| Measurement { mode, backend: Some(Backend::Jaccl), nodes: 2, tokens_per_s };
+        |mode, tokens_per_s| Measurement { mode, backend: Some(Backend::Jaccl), ranks: 2, tokens_per_s };
     let slightly = [speed(Mode::Pipeline, 100), speed(Mode::Tensor, 105)];
     let clearly = [speed(Mode::Pipeline, 100), speed(Mode::Tensor, 130)];
     let mode_with = |measurements, rdma| {

@@ -219,7 +219,11 @@ fn secret(bytes: &[u8]) -> Result<Secret, String> {
     Ok(Secret::new(bytes))
 }
 
-fn canary(given: &v1::Canary) -> Result<CanaryInit, String> {
+/// What a worker is told of the canary prompt.
+///
+/// # Errors
+/// One sentence for the controller.
+pub fn canary(given: &v1::Canary) -> Result<CanaryInit, String> {
     if given.max_tokens > MAX_CANARY_TOKENS {
         return Err(format!(
             "the canary would generate {} tokens, and {MAX_CANARY_TOKENS} are allowed",

@@ -17,4 +17,4 @@ pub mod launch;
 pub mod ports;
 pub mod starts;
 
-pub use launch::{Launch, Node, prepare};
+pub use launch::{Launch, Node, canary, prepare};

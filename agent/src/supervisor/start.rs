@@ -85,8 +85,12 @@ pub fn decide(start: &v1::StartWorker, now: &Circumstances<'_>) -> Decision {
         Ok(launch) => launch,
         Err(problem) => return Decision::Refuse(problem),
     };
+    let canary = match start.canary.as_ref().map(gang::canary).transpose() {
+        Ok(canary) => canary.filter(|_| launch.is_none()),
+        Err(problem) => return Decision::Refuse(problem),
+    };
     let options = with_defaults(start.options);
-    let init = init(start, key, options, launch.as_ref());
+    let init = init(start, key, options, launch.as_ref(), canary);
     Decision::Start(Box::new(Start { key, init, options, launch }))
 }
 
@@ -166,6 +170,7 @@ fn init(
     key: Key,
     options: v1::WorkerOptions,
     launch: Option<&Launch>,
+    canary: Option<protocol::CanaryInit>,
 ) -> protocol::Init {
     let job = format!("j{}", key.job_id);
     protocol::Init {
@@ -181,6 +186,7 @@ fn init(
         rank: key.rank,
         world_size: launch.map_or(1, |launch| launch.init.world_size),
         gang: launch.map(|launch| launch.init.clone()),
+        canary,
     }
 }
 

@@ -279,6 +279,9 @@ pub struct Init {
     /// Absent for an independent worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gang: Option<GangInit>,
+    /// What an independent worker is to answer before it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryInit>,
 }
 
 /// What a rank is told about its gang (gang.py).
@@ -458,6 +461,7 @@ mod tests {
             rank: 0,
             world_size: 1,
             gang: None,
+            canary: None,
         };
         let line = String::from_utf8(Command::Init(&init).to_line()).unwrap();
         assert!(line.ends_with("\"rank\":0,\"world_size\":1}\n"), "{line}");

@@ -37,6 +37,11 @@ impl Driver {
                         tracing::warn!(error = %chain(&error), "a node's record was not written");
                     }
                 }
+                Effect::RecordModel(model) => {
+                    if let Err(error) = self.ledger.put_model(*model).await {
+                        tracing::warn!(error = %chain(&error), "what was learned of a model was not written");
+                    }
+                }
                 Effect::Send { node, session, command } => self.send(&node, session, command, queue),
                 Effect::CloseSession { node, session, reason } => {
                     tracing::info!(%node, reason, "closing the connection");
@@ -92,12 +97,15 @@ impl Driver {
                     return;
                 }
                 let gang = gang.map(|gang| convert::gang(&gang, self.gang_secret(worker)));
+                // What a whole model answers is worth knowing when it is sharded one day.
+                let canary = gang.is_none().then(v1::Canary::default);
                 vec![Body::StartWorker(v1::StartWorker {
                     command_id,
                     worker: Some(convert::worker_id(worker)),
                     model,
                     options: Some(convert::options(settings)),
                     gang,
+                    canary,
                 })]
             }
             Command::InspectModel { model } => {

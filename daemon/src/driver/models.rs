@@ -123,6 +123,11 @@ impl Driver {
             nodes: nodes.collect(),
             networks: self.config.gangs.networks(),
             settings: JobSpec::default().settings(self.machine.policy()),
+            measurements: self
+                .machine
+                .all_learned()
+                .map(|model| (model.fingerprint.clone(), model.measurements.clone()))
+                .collect(),
         }
     }
 }

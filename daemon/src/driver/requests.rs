@@ -241,7 +241,8 @@ impl Driver {
                 Event::WorkerStarted { node, worker, pid: started.pid }
             }
             Some(v1::worker_event::Event::Ready(ready)) => {
-                Event::WorkerReady { node, worker, load_ms: ready.load_ms }
+                let (load_ms, canary_tokens) = (ready.load_ms, ready.canary_tokens);
+                Event::WorkerReady { node, worker, load_ms, canary_tokens }
             }
             Some(v1::worker_event::Event::Exited(exited)) => {
                 Event::WorkerExited { node, exit: convert::worker_exit(worker, &exited) }

@@ -17,6 +17,8 @@ pub struct NodeMemory {
     pub configured_bytes: Option<u64>,
     /// Wired by others than our workers.
     pub wired_bytes: u64,
+    /// Whether models run on Metal here.
+    pub has_metal: bool,
 }
 
 /// Where a budget comes from, in the order in which they are asked.
@@ -57,12 +59,6 @@ pub struct Budget {
 }
 
 impl NodeMemory {
-    /// Whether models run on Metal here. Only a Mac knows these limits.
-    #[must_use]
-    pub fn has_gpu(&self) -> bool {
-        self.gpu_working_set_bytes.is_some() || self.wired_limit_bytes.is_some()
-    }
-
     /// The budget; `None` when nothing is known about the memory.
     #[must_use]
     pub fn budget(&self) -> Option<Budget> {

@@ -51,6 +51,7 @@ pub(crate) mod key {
     pub(crate) const EVENT_CEILING: &[u8] = b"E";
     pub(crate) const JOBS: &[u8] = b"j";
     pub(crate) const NODES: &[u8] = b"n";
+    pub(crate) const MODELS: &[u8] = b"m";
     pub(crate) const ROWS: &[u8] = b"r";
     pub(crate) const CHECKPOINTS: &[u8] = b"c";
     pub(crate) const EVENTS: &[u8] = b"e";
@@ -62,6 +63,11 @@ pub(crate) mod key {
 
     pub(crate) fn node(node: &NodeId) -> Vec<u8> {
         [NODES, node.as_str().as_bytes()].concat()
+    }
+
+    /// By the fingerprint of its files.
+    pub(crate) fn model(fingerprint: &str) -> Vec<u8> {
+        [MODELS, fingerprint.as_bytes()].concat()
     }
 
     /// Prefix of a job's row records.

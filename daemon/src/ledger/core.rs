@@ -22,7 +22,8 @@ use super::{
     kv::{self, Batch, Kv},
 };
 use crate::model::{
-    Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, NodeId, NodeRecord, RowIx,
+    Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, LearnedModel, NodeId, NodeRecord,
+    RowIx,
 };
 
 /// What the ledger is asked to do.
@@ -44,6 +45,8 @@ pub enum Request {
     PutCheckpoints(JobId, Vec<(RowIx, Checkpoint)>),
     /// Record what is known of a node.
     PutNode(NodeRecord),
+    /// Record what has been learned of a model.
+    PutModel(LearnedModel),
     /// Number events and keep them.
     AppendEvents(Vec<EventDraft>, u64),
     /// Read events.
@@ -240,6 +243,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 self.put_checkpoints(job, &checkpoints, group).map(|()| Reply::Done)
             }
             Request::PutNode(record) => self.put_node(&record, group).map(|()| Reply::Done),
+            Request::PutModel(model) => self.put_model(&model, group).map(|()| Reply::Done),
             Request::AppendEvents(events, unix_ms) => {
                 self.append_events(events, unix_ms, group).map(Reply::Events)
             }

@@ -20,7 +20,9 @@ use super::{
 };
 use crate::{
     intake,
-    model::{Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, NodeRecord, RowIx},
+    model::{
+        Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, LearnedModel, NodeRecord, RowIx,
+    },
 };
 
 /// How long the writer may take to answer. Groups take milliseconds, on a dying disk seconds; reading everything again
@@ -133,6 +135,14 @@ impl Handle {
     /// When the disk is full or cannot be written.
     pub async fn put_node(&self, record: NodeRecord) -> Result<(), Error> {
         self.done(Request::PutNode(record)).await
+    }
+
+    /// Records what has been learned of a model; durable on return.
+    ///
+    /// # Errors
+    /// When the disk is full or cannot be written.
+    pub async fn put_model(&self, model: LearnedModel) -> Result<(), Error> {
+        self.done(Request::PutModel(model)).await
     }
 
     /// Numbers events and keeps them; durable within a second.

@@ -32,10 +32,13 @@ use super::{
     longvalue::{self, Joined, Joiner},
     records::put_state,
 };
-use crate::model::{Checkpoint, JobId, JobRecord, JobState, NodeRecord, ReplayedJob, RowIx};
+use crate::model::{Checkpoint, JobId, JobRecord, JobState, LearnedModel, NodeRecord, ReplayedJob, RowIx};
 
 /// The format of the whole ledger: which keys there are and what they mean.
 const FORMAT: u32 = 1;
+
+/// Models of which something learned is kept: years of a person's trying out, and a few hundred kilobytes.
+const MOST_MODELS: usize = 128;
 
 /// What the ledger held.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub struct Replay {
     pub jobs: Vec<ReplayedJob>,
     /// All nodes.
     pub nodes: Vec<NodeRecord>,
+    /// What has been learned of models, the newest first.
+    pub models: Vec<LearnedModel>,
     /// What had to be repaired, a sentence each.
     pub repairs: Vec<String>,
     /// What a kill leaves behind in the ordinary course of things, and was put right: nothing to worry about.
@@ -77,6 +82,7 @@ pub(crate) struct Findings {
 pub(crate) struct Loaded {
     findings: Findings,
     nodes: Vec<NodeRecord>,
+    models: Vec<LearnedModel>,
     pub(crate) checkpoints: Vec<(JobId, RowIx, Checkpoint)>,
 }
 
@@ -99,7 +105,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
             unwanted: Vec::new(),
         };
         core.remove_incoming()?;
-        let Loaded { findings, nodes, checkpoints } = core.load(now_unix_ms)?;
+        let Loaded { findings, nodes, models, checkpoints } = core.load(now_unix_ms)?;
         let mut jobs: BTreeMap<_, _> = core.jobs.iter().map(|(id, job)| (*id, replayed(job))).collect();
         for (job, row, checkpoint) in checkpoints {
             if let Some(job) = jobs.get_mut(&job) {
@@ -108,7 +114,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         }
         let next_job = JobId(core.last_job + 1);
         let Findings { repairs, remains } = findings;
-        let replay = Replay { jobs: jobs.into_values().collect(), nodes, repairs, remains, next_job };
+        let replay = Replay { jobs: jobs.into_values().collect(), nodes, models, repairs, remains, next_job };
         Ok((core, replay))
     }
 
@@ -155,7 +161,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
                     .map_err(|source| Error::Store { action: "set aside", path: self.kv.path(), source })?;
                 findings.repairs.push(format!(
                     "the ledger could not be used ({problem}): it was set aside as {} and made again from the \
-                     jobs' directories; checkpoints, events and what was known of nodes are lost",
+                     jobs' directories; checkpoints, events and what was known of nodes and models are lost",
                     aside.display()
                 ));
                 self.load_opened(now_unix_ms, true, &mut findings)
@@ -188,6 +194,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         let mut batch = Batch::default();
         loaded.checkpoints = self.load_checkpoints(&mut batch)?;
         self.load_nodes(&mut loaded, &mut batch)?;
+        self.load_models(&mut loaded, &mut batch)?;
         // Event numbers of a lost ledger are not known; the time is above all that were given out.
         self.load_events(if start == Start::Rebuilt { now_unix_ms / 1000 } else { 0 })?;
         if start == Start::Rebuilt {
@@ -230,7 +237,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         if has_jobs && !was_set_aside {
             repairs.push(
                 "the ledger was missing and was made again from the jobs' directories; checkpoints, events and \
-                 what was known of nodes are lost"
+                 what was known of nodes and models are lost"
                     .into(),
             );
         }
@@ -394,6 +401,27 @@ impl<D: Disk, K: Kv> Core<D, K> {
             ControlFlow::Continue(())
         });
         scanned.map_err(|error| self.store_failed("read", error))
+    }
+
+    /// The newest ones; what has not been run for long is forgotten.
+    fn load_models(&mut self, loaded: &mut Loaded, batch: &mut Batch) -> Result<(), Error> {
+        let scanned = self.kv.scan(key::MODELS, false, &mut |key, value| {
+            let parsed =
+                unseal(key, value).ok().and_then(|json| serde_json::from_slice::<LearnedModel>(json).ok());
+            match parsed {
+                Some(model) => loaded.models.push(model),
+                None => batch.remove(key.to_vec()),
+            }
+            ControlFlow::Continue(())
+        });
+        scanned.map_err(|error| self.store_failed("read", error))?;
+        loaded.models.sort_by(|a, b| {
+            b.updated_unix_ms.cmp(&a.updated_unix_ms).then_with(|| a.fingerprint.cmp(&b.fingerprint))
+        });
+        for model in loaded.models.drain(loaded.models.len().min(MOST_MODELS)..) {
+            batch.remove(key::model(&model.fingerprint));
+        }
+        Ok(())
     }
 
     fn load_events(&mut self, at_least: u64) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use super::{
     kv::{Batch, Kv, VALUE_BYTES_MAX},
     longvalue,
 };
-use crate::model::{JobId, JobRecord, NodeRecord};
+use crate::model::{JobId, JobRecord, LearnedModel, NodeRecord};
 
 /// Bytes a job's record may take: a name, a path, a sentence, a launch a node.
 const JOB_BYTES_MAX: usize = 1 << 20;
@@ -142,12 +142,27 @@ impl<D: Disk, K: Kv> Core<D, K> {
 
     /// Records what is known of a node.
     pub(crate) fn put_node(&mut self, record: &NodeRecord, group: &mut Group) -> Result<(), Error> {
+        let what = || format!("the record of node {:.40}", record.id.as_str());
+        self.put_small(key::node(&record.id), &to_json(record), what, group)
+    }
+
+    /// Records what has been learned of a model.
+    pub(crate) fn put_model(&mut self, model: &LearnedModel, group: &mut Group) -> Result<(), Error> {
+        let what = || format!("the record of model {:.40}", model.fingerprint);
+        self.put_small(key::model(&model.fingerprint), &to_json(model), what, group)
+    }
+
+    fn put_small(
+        &mut self,
+        key: Vec<u8>,
+        json: &[u8],
+        what: impl FnOnce() -> String,
+        group: &mut Group,
+    ) -> Result<(), Error> {
         self.check_room_for_record()?;
-        let key = key::node(&record.id);
-        let value = seal(&key, &to_json(record));
+        let value = seal(&key, json);
         if value.len() > VALUE_BYTES_MAX || key.len() > VALUE_BYTES_MAX / 4 {
-            let what = format!("the record of node {:.40}", record.id.as_str());
-            return Err(Error::TooLarge { what, bytes: value.len(), max_bytes: VALUE_BYTES_MAX });
+            return Err(Error::TooLarge { what: what(), bytes: value.len(), max_bytes: VALUE_BYTES_MAX });
         }
         group.batch.put(key, value);
         group.needs_flush = true;

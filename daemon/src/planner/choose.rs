@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     fit::{self, ModelFacts, Stage, Workload, gigabytes},
-    model::{Backend, LinkKind, Mode, NodeId, Reason},
+    model::{Backend, LinkKind, Measurement, Mode, NodeId, Reason},
 };
 
 /// A measured mode takes another's place only from this much more speed on: below, a night would be spent reloading.
@@ -72,7 +72,7 @@ fn why_this_one(question: &Question<'_>, chosen: &Candidature, by_rule: &Candida
         reasons.push(Reason::new("asked-for", format!("{word} was asked for")));
     }
     if chosen.mode != by_rule.mode
-        && let Some(speed) = measured(question, chosen.mode)
+        && let Some(speed) = measured(question, chosen)
     {
         let instead = by_rule.mode.word();
         let text = format!("{word} is measured on this cluster at {speed} tokens/s, faster than {instead}");
@@ -298,11 +298,11 @@ fn sharded(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidatur
 
 /// Rule 5: another option with a measurement that beats the rule's own.
 fn faster(question: &Question<'_>, options: &[Candidature], by_rule: usize) -> Option<usize> {
-    let speed_by_rule = measured(question, options[by_rule].mode)?;
+    let speed_by_rule = measured(question, &options[by_rule])?;
     (0..options.len())
         .filter(|index| *index != by_rule && options[*index].choice.is_some())
         .filter(|index| allowed_by_links(&options[*index]))
-        .filter_map(|index| Some((measured(question, options[index].mode)?, index)))
+        .filter_map(|index| Some((measured(question, &options[index])?, index)))
         .filter(|(speed, _)| speed * 100 >= speed_by_rule * (100 + WORTH_CHANGING_PERCENT))
         .max_by_key(|(speed, index)| (*speed, usize::MAX - index))
         .map(|(_, index)| index)
@@ -316,8 +316,21 @@ fn allowed_by_links(option: &Candidature) -> bool {
     }
 }
 
-fn measured(question: &Question<'_>, mode: Mode) -> Option<u64> {
-    question.measurements.iter().filter(|found| found.mode == mode).map(|found| found.tokens_per_s).max()
+/// Of all its workers or gangs together, from what one of the same kind has been measured at.
+fn measured(question: &Question<'_>, option: &Candidature) -> Option<u64> {
+    let (backend, ranks, count) = match option.choice.as_ref()? {
+        Choice::Independent(nodes) => (None, 1, nodes.len()),
+        Choice::Gangs(gangs) => {
+            let first = gangs.first()?;
+            (Some(first.backend), first.ranks.len(), gangs.len())
+        }
+        Choice::Refused { .. } => return None,
+    };
+    let same = |found: &&Measurement| {
+        (found.mode, found.backend, found.ranks as usize) == (option.mode, backend, ranks)
+    };
+    let one = question.measurements.iter().find(same)?;
+    Some(one.tokens_per_s.saturating_mul(count as u64))
 }
 
 /// Told for a single row and the smallest steps: with more it is only further off.

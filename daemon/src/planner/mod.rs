@@ -25,4 +25,4 @@ pub use assign::{Assignment, JobView, Layout, Limits, NodeView, RunningGangs, Vi
 pub use check::{Violation, check};
 pub use choose::choose;
 pub use links::{Interface, Network, NodeInterfaces, links};
-pub use question::{Alternative, Answer, Candidate, Choice, GangPlan, Measurement, Question, RankPlan, Wish};
+pub use question::{Alternative, Answer, Candidate, Choice, GangPlan, Question, RankPlan, Wish};

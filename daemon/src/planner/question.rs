@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use crate::{
     fit::{Advice, ModelFacts, Stage, Verdict, Workload},
-    model::{Backend, Link, LinkKind, Mode, NodeId, Reason},
+    model::{Backend, Link, LinkKind, Measurement, Mode, NodeId, Reason},
 };
 
 /// What a person may ask for.
@@ -24,19 +24,6 @@ pub struct Candidate {
     pub node: NodeId,
     /// What it has for a model.
     pub budget_bytes: u64,
-}
-
-/// How fast a model ran once on this cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Measurement {
-    /// In which mode.
-    pub mode: Mode,
-    /// Over what; `None` for independent workers.
-    pub backend: Option<Backend>,
-    /// On how many nodes.
-    pub nodes: u64,
-    /// All nodes together.
-    pub tokens_per_s: u64,
 }
 
 /// What is to be decided.

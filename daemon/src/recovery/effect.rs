@@ -4,7 +4,9 @@ use core::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::fit::Span;
-use crate::model::{Backend, EventDraft, JobId, JobRecord, Mode, NodeId, NodeRecord, RowIx, WorkerKey};
+use crate::model::{
+    Backend, EventDraft, JobId, JobRecord, LearnedModel, Mode, NodeId, NodeRecord, RowIx, WorkerKey,
+};
 
 use super::event::{SessionId, WorkerSettings};
 
@@ -41,6 +43,8 @@ pub struct GangLaunch {
     pub rendezvous_timeout_ms: u64,
     /// Rank 0 first.
     pub ranks: Vec<RankLaunch>,
+    /// What the canary prompt must give; empty where that is not known.
+    pub expected_answer: Vec<u32>,
 }
 
 /// One rank's place.
@@ -126,6 +130,8 @@ pub enum Effect {
     RecordJob(Box<JobRecord>),
     /// Write a node's record; durable.
     RecordNode(NodeRecord),
+    /// Write what has been learned of a model; durable.
+    RecordModel(Box<LearnedModel>),
     /// Tell an agent something, if the connection is still this one.
     Send {
         /// Whom.

@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 use crate::{
     fit::{ModelFacts, NodeMemory},
     model::{
-        Checkpoint, EventDraft, JobId, JobRecord, JobSpec, NodeId, NodeRecord, ReplayedJob, RowIx, WorkerKey,
+        Checkpoint, EventDraft, JobId, JobRecord, JobSpec, LearnedModel, NodeId, NodeRecord, ReplayedJob,
+        RowIx, WorkerKey,
     },
     planner::Interface,
 };
@@ -38,6 +39,8 @@ pub struct NodeFacts {
     pub memory: NodeMemory,
     /// What it says of its interfaces.
     pub interfaces: Vec<Interface>,
+    /// Runtime and hardware: nodes of which these are equal compute alike. Empty when unknown.
+    pub platform: String,
 }
 
 /// What a node found of a model.
@@ -269,6 +272,8 @@ pub enum Event {
         /// What the end of the controller before left behind in the ordinary course of things, and was put right.
         remains: Vec<String>,
     },
+    /// The controller starts: what has been learned of models before.
+    Remembered(Vec<LearnedModel>),
     /// Time has passed.
     Tick,
     /// The configuration changed.
@@ -349,6 +354,8 @@ pub enum Event {
         worker: WorkerKey,
         /// How long it took.
         load_ms: u64,
+        /// Its answer to the canary prompt; empty where it was not asked.
+        canary_tokens: Vec<u32>,
     },
     /// A worker is gone.
     WorkerExited {

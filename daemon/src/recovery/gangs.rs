@@ -14,7 +14,7 @@ use super::{
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Epoch, JobId, Launch, Mode, NodeId, Reason, Severity},
+    model::{Backend, Epoch, JobId, Launch, Mode, NodeId, Reason, Severity},
     planner::{GangPlan, Limits},
 };
 
@@ -22,6 +22,7 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct GangRecord {
     pub(super) mode: Mode,
+    pub(super) backend: Backend,
     pub(super) reasons: Vec<Reason>,
 }
 
@@ -62,7 +63,8 @@ impl Machine {
         reasons: Vec<Reason>,
     ) {
         let Ok(world_size) = u32::try_from(plan.ranks.len()) else { return };
-        let Some(launch) = self.gang_launch(plan, world_size) else { return };
+        let expected = self.expected_answer(job_id, plan);
+        let Some(launch) = self.gang_launch(plan, world_size, expected) else { return };
         let launch = Arc::new(launch);
         let first_command = self.next_command_id;
         self.next_command_id += u64::from(world_size);
@@ -70,7 +72,7 @@ impl Machine {
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
-        job.gangs.insert(epoch, GangRecord { mode: plan.mode, reasons });
+        job.gangs.insert(epoch, GangRecord { mode: plan.mode, backend: plan.backend, reasons });
         let settings = limited(job.record.spec.settings(&self.policy), limits);
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
@@ -107,7 +109,12 @@ impl Machine {
     }
 
     /// Addresses and ports; `None` when the plan lacks an address, which the planner rules out.
-    fn gang_launch(&mut self, plan: &GangPlan, world_size: u32) -> Option<GangLaunch> {
+    fn gang_launch(
+        &mut self,
+        plan: &GangPlan,
+        world_size: u32,
+        expected_answer: Vec<u32>,
+    ) -> Option<GangLaunch> {
         let control_port = self.next_port();
         let at = |address: IpAddr, port: u16| SocketAddr::new(address, port);
         let control: Vec<SocketAddr> = plan
@@ -139,6 +146,7 @@ impl Machine {
             world_size,
             rendezvous_timeout_ms: self.policy.gang_rendezvous_ms,
             ranks,
+            expected_answer,
         })
     }
 

@@ -58,6 +58,7 @@ impl Machine {
     pub(super) fn on_tick(&mut self, now: Now) {
         self.answer_silence(now);
         self.answer_hangs(now);
+        self.measure_speeds(now);
         self.end_adoption(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);

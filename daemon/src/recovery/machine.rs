@@ -10,7 +10,7 @@ use super::{
     rules::Policy,
     state::{Job, Node},
 };
-use crate::model::{EventDraft, Incident, JobId, Link, NodeId, Severity};
+use crate::model::{EventDraft, Incident, JobId, LearnedModel, Link, NodeId, Severity};
 
 /// Everything the controller knows, and the rules that move it.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Machine {
     pub(super) storage_problem: Option<String>,
     pub(super) next_command_id: u64,
     pub(super) models: Models,
+    /// What has been learned of models, by the fingerprint of their files.
+    pub(super) learned: BTreeMap<String, LearnedModel>,
     /// Ways between nodes that gangs may use, and how often they have changed.
     pub(super) links: Vec<Link>,
     pub(super) links_version: u64,
@@ -45,6 +47,7 @@ impl Machine {
             storage_problem: None,
             next_command_id: 1,
             models: Models::default(),
+            learned: BTreeMap::new(),
             links: Vec::new(),
             links_version: 0,
             port_offset: 0,
@@ -60,6 +63,10 @@ impl Machine {
             Event::Started { jobs, nodes, repairs, remains } => {
                 self.on_started(now, jobs, nodes);
                 self.tell_of_repairs(now, repairs, remains);
+            }
+            Event::Remembered(models) => {
+                self.on_remembered(models);
+                reconsider = false;
             }
             Event::Tick => self.on_tick(now),
             Event::PolicyChanged(policy) => {
@@ -83,7 +90,10 @@ impl Machine {
             Event::SessionLost { node, session } => self.on_session_lost(&node, session),
             Event::RuntimeChanged { node, problem } => self.on_runtime_changed(&node, problem),
             Event::WorkerStarted { node, worker, pid } => self.on_worker_started(now, &node, worker, pid),
-            Event::WorkerReady { node, worker, load_ms } => self.on_worker_ready(now, &node, worker, load_ms),
+            Event::WorkerReady { node, worker, load_ms, canary_tokens } => {
+                self.on_worker_ready(now, &node, worker, load_ms);
+                self.learn_answer(now, &node, worker, &canary_tokens);
+            }
             Event::WorkerExited { node, exit } => self.on_worker_exited(now, &node, &exit),
             Event::CommandRefused { node, command_id, problem } => {
                 self.on_command_refused(now, &node, command_id, problem);

@@ -29,6 +29,7 @@ mod event;
 mod gangs;
 mod incidents;
 mod jobs;
+mod learning;
 mod machine;
 mod models;
 mod rates;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     fit::{ModelFacts, Workload},
-    model::{JobId, JobState, Mode, NodeId, Reason},
+    model::{JobId, JobState, Measurement, Mode, NodeId, Reason},
     planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
 };
 
@@ -56,8 +56,26 @@ struct Basis {
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownLayout {
     basis: Option<Basis>,
+    measurements: Vec<Measurement>,
     since_mono_ms: u64,
     layout: Arc<Layout>,
+}
+
+impl Models {
+    /// Of the files a node has under this name.
+    pub(super) fn fingerprint(&self, model: &str, node: &NodeId) -> Option<&str> {
+        match self.said.get(model)?.get(node)? {
+            (_, Said::Has { fingerprint, .. }) => Some(fingerprint),
+            (_, Said::Nothing | Said::Cannot) => None,
+        }
+    }
+}
+
+impl KnownLayout {
+    /// Of the files it was made for.
+    pub(super) fn fingerprint(&self) -> Option<&str> {
+        self.basis.as_ref().map(|basis| basis.fingerprint.as_str())
+    }
 }
 
 impl Machine {
@@ -155,7 +173,7 @@ impl Machine {
         let best = kinds.into_iter().max_by_key(|(kind, (count, _))| (*count, std::cmp::Reverse(*kind)));
         let Some((fingerprint, (_, facts))) = best else { return Arc::default() };
         let (fingerprint, facts) = (fingerprint.to_owned(), Arc::clone(facts));
-        let on_gpus = counted.iter().all(|node| node.facts.memory.has_gpu());
+        let on_gpus = counted.iter().all(|node| node.facts.memory.has_metal);
         let mut candidates = Vec::new();
         let mut unknown = BTreeSet::new();
         for node in counted {
@@ -201,19 +219,22 @@ impl Machine {
 
     fn layout_on(&mut self, now: Now, id: JobId, basis: Basis, facts: &ModelFacts) -> Arc<Layout> {
         let settle_ms = self.policy.gang_settle_ms;
+        let measurements = self.measurements(&basis.fingerprint);
         let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
-        if job.layout.basis.as_ref() != Some(&basis) {
+        let is_same = job.layout.basis.as_ref() == Some(&basis);
+        if !is_same || job.layout.measurements != measurements {
             let answer = planner::choose(&Question {
                 facts,
                 load: basis.load,
                 wish: basis.wish,
                 candidates: &basis.candidates,
                 links: &self.links,
-                measurements: &[],
+                measurements: &measurements,
                 most_gangs: basis.candidates.len(),
             });
             let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
-            job.layout = KnownLayout { basis: Some(basis), since_mono_ms: now.mono_ms, layout };
+            let since_mono_ms = if is_same { job.layout.since_mono_ms } else { now.mono_ms };
+            job.layout = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };
         }
         // Nodes come one after another: what would be sharded over the first two may fit the third whole.
         let hasty = matches!(*job.layout.layout, Layout::Gangs { .. })

@@ -6,6 +6,7 @@ use super::{
     effect::StopMode,
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
     gangs::GangRecord,
+    learning::Stretch,
     models::KnownLayout,
     rates::{RowRate, TokenRate},
 };
@@ -106,6 +107,8 @@ pub struct Worker {
     pub(super) step: u64,
     pub(super) command_id: u64,
     pub(super) rate: TokenRate,
+    /// Since it was started.
+    pub(super) generated_tokens: u64,
 }
 
 /// Why a worker was told to end.
@@ -144,6 +147,7 @@ impl Worker {
             step: 0,
             command_id,
             rate: TokenRate::default(),
+            generated_tokens: 0,
         }
     }
 
@@ -172,6 +176,7 @@ impl Worker {
             step: report.step,
             command_id: 0,
             rate: TokenRate::default(),
+            generated_tokens: 0,
         }
     }
 
@@ -229,6 +234,8 @@ pub struct Job {
     pub(super) gangs: BTreeMap<Epoch, GangRecord>,
     /// Where else it may run.
     pub(super) layout: KnownLayout,
+    /// In which its speed is measured.
+    pub(super) stretch: Option<Stretch>,
     /// Rows held by nodes.
     pub leases: BTreeMap<RowIx, Lease>,
     /// Rows that came back and go out before any other.
@@ -262,6 +269,7 @@ impl Job {
             workers: BTreeMap::new(),
             gangs: BTreeMap::new(),
             layout: KnownLayout::default(),
+            stretch: None,
             leases: BTreeMap::new(),
             returned: BTreeSet::new(),
             cursor: RowIx(0),

@@ -2,6 +2,7 @@
 
 mod gangs;
 mod kit;
+mod learning;
 mod random_nights;
 
 mod stories;

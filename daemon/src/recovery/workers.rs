@@ -101,6 +101,7 @@ impl Machine {
         worker.active_rows = news.active_rows;
         worker.peak_memory_bytes = worker.peak_memory_bytes.max(news.peak_memory_bytes);
         worker.rate.note(now.mono_ms, news.generated_tokens);
+        worker.generated_tokens = news.generated_tokens;
         if news.step != worker.step {
             worker.step = news.step;
             worker.last_step_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);

@@ -64,7 +64,19 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
             hello.capabilities.as_ref().map_or(0, |capabilities| capabilities.memory_budget_bytes),
         ),
         interfaces: interfaces(hello.observation.as_ref()),
+        platform: platform(hello),
     }
+}
+
+/// What results depend on besides the model: the runtime, and the machine with its operating system.
+fn platform(hello: &v1::Hello) -> String {
+    let (Some(runtime), Some(seen)) = (&hello.runtime, &hello.observation) else { return String::new() };
+    if !runtime.ready {
+        return String::new();
+    }
+    let parts =
+        [&runtime.mlx_version, &runtime.mlx_lm_version, &seen.arch, &seen.hardware_model, &seen.os_build];
+    clip(&parts.map(String::as_str).join(" "))
 }
 
 pub(crate) fn runtime_problem(runtime: Option<&v1::RuntimeStatus>) -> Option<String> {
@@ -269,7 +281,7 @@ pub(crate) fn gang(launch: &GangLaunch, secret: [u8; 32]) -> v1::Gang {
             .unwrap_or_default(),
         rendezvous_timeout_ms: launch.rendezvous_timeout_ms,
         secret: secret.to_vec(),
-        canary: Some(v1::Canary::default()),
+        canary: Some(v1::Canary { expected_tokens: launch.expected_answer.clone(), ..v1::Canary::default() }),
     }
 }
 
@@ -281,6 +293,7 @@ pub(crate) fn memory(seen: Option<&v1::Observation>, configured_bytes: u64) -> N
         total_bytes: memory.and_then(|memory| memory.total_bytes),
         gpu_working_set_bytes: memory.and_then(|memory| memory.gpu_working_set_bytes),
         wired_limit_bytes: None,
+        has_metal: seen.is_some_and(|seen| seen.os_name == "macos"),
         configured_bytes: (configured_bytes > 0).then_some(configured_bytes),
         wired_bytes: 0,
     }

@@ -7,7 +7,7 @@ use nightshift_proto::v1;
 
 use crate::{
     fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Stage, Tensor, Verdict, Workload, gigabytes},
-    model::{Backend, JobSpec, Link, LinkEnd, LinkKind, Mode, NodeId},
+    model::{Backend, JobSpec, Link, LinkEnd, LinkKind, Measurement, Mode, NodeId},
     planner::{Answer, Candidate, Choice, Network, NodeInterfaces, Question, Wish, choose, links},
     recovery::{Policy, WorkerSettings},
 };
@@ -35,6 +35,8 @@ pub(crate) struct PlanView {
     pub(crate) nodes: Vec<PlanNode>,
     pub(crate) networks: Vec<Network>,
     pub(crate) settings: WorkerSettings,
+    /// How fast models have run here, by the fingerprint of their files.
+    pub(crate) measurements: BTreeMap<String, Vec<Measurement>>,
 }
 
 /// Adds a report up.
@@ -92,7 +94,14 @@ pub fn offline(request: &v1::PlanRequest) -> v1::PlanReply {
         .collect();
     let links = all_joined(&nodes, request.nodes_have_rdma);
     // Machines one plans to buy are Macs.
-    reply(request, &facts, &nodes, true, &links, settings, Vec::new())
+    reply(
+        request,
+        &facts,
+        &nodes,
+        &Known { on_gpu: true, links: &links, measurements: &[] },
+        settings,
+        Vec::new(),
+    )
 }
 
 /// For the nodes that are connected, with what each said of the model.
@@ -153,8 +162,12 @@ pub(crate) fn live(
     match facts_of(report) {
         Ok(facts) => {
             let links = links(&interfaces, &view.networks);
-            let on_gpu = nodes.iter().all(|(_, memory)| memory.has_gpu());
-            reply(request, &facts, &nodes, on_gpu, &links, view.settings, left_out)
+            let known = Known {
+                on_gpu: nodes.iter().all(|(_, memory)| memory.has_metal),
+                links: &links,
+                measurements: view.measurements.get(&report.fingerprint).map_or(&[], Vec::as_slice),
+            };
+            reply(request, &facts, &nodes, &known, view.settings, left_out)
         }
         Err(why) => v1::PlanReply { left_out, ..problem(why) },
     }
@@ -164,12 +177,18 @@ fn problem(why: impl Into<String>) -> v1::PlanReply {
     v1::PlanReply { problem: why.into(), ..v1::PlanReply::default() }
 }
 
+/// What is known besides the model and the nodes' memory.
+struct Known<'a> {
+    on_gpu: bool,
+    links: &'a [Link],
+    measurements: &'a [Measurement],
+}
+
 fn reply(
     request: &v1::PlanRequest,
     facts: &ModelFacts,
     nodes: &[(NodeId, NodeMemory)],
-    on_gpu: bool,
-    links: &[Link],
+    known: &Known<'_>,
     settings: WorkerSettings,
     mut left_out: Vec<v1::PlanReason>,
 ) -> v1::PlanReply {
@@ -196,15 +215,15 @@ fn reply(
         },
         prefill_rows: u64::from(settings.prefill_batch_rows),
         prefill_step_tokens: u64::from(settings.prefill_step_tokens),
-        on_gpu,
+        on_gpu: known.on_gpu,
     };
     let question = Question {
         facts,
         load,
         wish,
         candidates: &candidates,
-        links,
-        measurements: &[],
+        links: known.links,
+        measurements: known.measurements,
         most_gangs: candidates.len(),
     };
     let answer = choose(&question);
@@ -484,6 +503,7 @@ mod tests {
                 plan_node("f", None),
             ],
             networks: Vec::new(),
+            measurements: BTreeMap::new(),
             settings: JobSpec::default().settings(&Policy::default()),
         };
         let missing = v1::ModelReport {

@@ -11,6 +11,8 @@ use nightshift_tests::{
 };
 use serde_json::{Value, json};
 
+use crate::sharded::ONE_AT_A_TIME;
+
 const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
 
 /// A plan's context may be all prompt, and is counted so: answers are short here, and a second batch of rows keeps the
@@ -77,7 +79,9 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Runs as many rows as go together, all of the length that was planned for.
 async fn measured(name: &str, shape: Shape) {
-    let agents = if shape.mode == Mode::Independent { 1 } else { 2 };
+    let is_gang = shape.mode != Mode::Independent;
+    let agents = if is_gang { 2 } else { 1 };
+    let _alone = if is_gang { Some(ONE_AT_A_TIME.lock().await) } else { None };
     let config = format!(
         "[gangs]\nnetworks = [\"127.0.0.0/8\"]\nsettle_ms = 500\nfirst_port = {}\nports = 100\n\
          [jobs]\nprefill_batch_rows = {}\nprefill_step_tokens = {}\n",

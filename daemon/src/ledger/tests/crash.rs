@@ -29,7 +29,12 @@ pub(super) fn script() -> Vec<Vec<Action>> {
         ],
         vec![checkpoint(6, 60, false), checkpoint(8, 5, true), Action::Flush, Action::Events(4)],
         vec![commit(&[(0, 6, true), (1, 0, false)]), Action::PutJob { job: 1, over: true }],
-        vec![commit(&[(1, 3, true)]), Action::PutNode { draining: false }, Action::Events(1)],
+        vec![
+            commit(&[(1, 3, true)]),
+            Action::PutModel,
+            Action::PutNode { draining: false },
+            Action::Events(1),
+        ],
     ]
 }
 
@@ -122,6 +127,7 @@ pub(super) fn action() -> impl Strategy<Value = Action> {
         ),
         1 => (0_usize..3, prop::bool::weighted(0.1)).prop_map(|(job, over)| Action::PutJob { job, over }),
         1 => any::<bool>().prop_map(|draining| Action::PutNode { draining }),
+        1 => Just(Action::PutModel),
         1 => (1_usize..4).prop_map(Action::Events),
         1 => Just(Action::Flush),
     ]

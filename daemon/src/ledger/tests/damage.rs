@@ -40,11 +40,11 @@ fn a_store_that_is_broken_or_gone_is_made_again_from_the_directories() {
             [
                 if is_gone {
                     "the ledger was missing and was made again from the jobs' directories; checkpoints, events and \
-                     what was known of nodes are lost"
+                     what was known of nodes and models are lost"
                 } else {
                     "the ledger could not be used (the simulated store is broken): it was set aside as \
                      /simulated/ledger.broken-1 and made again from the jobs' directories; checkpoints, events and \
-                     what was known of nodes are lost"
+                     what was known of nodes and models are lost"
                 },
                 "job j1 was not in the ledger: taken from jobs/j1",
                 "job j2 was not in the ledger: taken from jobs/j2",

@@ -11,7 +11,8 @@ use crate::{
         sim::{SimDisk, SimKv, World},
     },
     model::{
-        Checkpoint, Epoch, EventDraft, FinishedRow, JobId, JobRecord, JobState, NodeRecord, RowIx, Severity,
+        Checkpoint, Epoch, EventDraft, FinishedRow, JobId, JobRecord, JobState, LearnedModel, NodeRecord,
+        RowIx, Severity,
     },
 };
 
@@ -33,6 +34,7 @@ pub(super) enum Action {
         job: usize,
         over: bool,
     },
+    PutModel,
     PutNode {
         draining: bool,
     },
@@ -88,6 +90,7 @@ pub(super) struct Model {
     /// Every checkpoint ever tried for a row.
     checkpoints: BTreeMap<(JobId, RowIx), Vec<Checkpoint>>,
     node: Candidates<NodeRecord>,
+    learned: Candidates<LearnedModel>,
     highest_seq: u64,
     next_mark: u64,
 }
@@ -163,6 +166,13 @@ impl Model {
                 job.attempt(record.clone());
                 Some(Request::PutJob(record))
             }
+            Action::PutModel => {
+                let mut model = LearnedModel::new("f");
+                model.updated_unix_ms = self.next_mark;
+                self.next_mark += 1;
+                self.learned.attempt(model.clone());
+                Some(Request::PutModel(model))
+            }
             Action::PutNode { draining } => {
                 let record = NodeRecord {
                     id: "a".into(),
@@ -215,6 +225,7 @@ impl Model {
                 self.jobs.get_mut(&record.id).unwrap().acknowledge(record)
             }
             (Request::PutNode(record), Reply::Done) => self.node.acknowledge(record),
+            (Request::PutModel(model), Reply::Done) => self.learned.acknowledge(model),
             (Request::PutCheckpoints(..), Reply::Done) => {}
             (Request::Commit(rows), Reply::Committed(committed)) => {
                 let duplicates: u32 = committed.jobs.iter().map(|job| job.duplicates).sum();
@@ -285,6 +296,11 @@ impl Model {
             [node] => self.node.check(Some(node), "the node"),
             more => panic!("{more:?}"),
         }
+        match replay.models.as_slice() {
+            [] => self.learned.check(None, "what was learned"),
+            [model] => self.learned.check(Some(model), "what was learned"),
+            more => panic!("{more:?}"),
+        }
         // What is there now counts as acknowledged: it must not go away again.
         self.created = found.keys().copied().collect();
         for (id, job) in found {
@@ -295,6 +311,7 @@ impl Model {
         self.rows.retain(|(id, _), _| known.contains(id));
         self.next_job = self.next_job.max(replay.next_job.0);
         self.node = Candidates { acknowledged: replay.nodes.first().cloned(), tried: Vec::new() };
+        self.learned = Candidates { acknowledged: replay.models.first().cloned(), tried: Vec::new() };
     }
 
     fn check_job(&mut self, world: &World, id: JobId, job: &crate::model::ReplayedJob) {
@@ -372,6 +389,7 @@ fn copy(request: &Request) -> Request {
         Request::Commit(rows) => Request::Commit(rows.clone()),
         Request::PutCheckpoints(job, checkpoints) => Request::PutCheckpoints(*job, checkpoints.clone()),
         Request::PutNode(record) => Request::PutNode(record.clone()),
+        Request::PutModel(model) => Request::PutModel(model.clone()),
         Request::AppendEvents(events, unix_ms) => Request::AppendEvents(events.clone(), *unix_ms),
         Request::ReadEvents(filter) => Request::ReadEvents(filter.clone()),
     }

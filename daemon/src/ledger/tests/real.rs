@@ -15,7 +15,7 @@ use super::{finished, job_record};
 use crate::{
     intake::{Intake, Limits, Staged},
     ledger::{Batch, Error, EventFilter, Handle, InputReader, Kv, Options, Replay, SledKv, open},
-    model::{Checkpoint, EventDraft, JobId, JobState, NodeRecord, RowIx, Severity},
+    model::{Checkpoint, EventDraft, JobId, JobState, LearnedModel, NodeRecord, RowIx, Severity},
 };
 
 fn options(dir: &Path) -> Options {
@@ -80,6 +80,11 @@ async fn everything_put_is_there_after_a_restart() {
     handle.put_checkpoints(JobId(1), vec![(RowIx(45), checkpoint.clone())]).await.unwrap();
     let node = NodeRecord { id: "a".into(), draining: true, last_seen_unix_ms: 3, boot_id: "b".into() };
     handle.put_node(node.clone()).await.unwrap();
+    let learned =
+        |number: u64| LearnedModel { updated_unix_ms: number, ..LearnedModel::new(&number.to_string()) };
+    for number in 0..130 {
+        handle.put_model(learned(number)).await.unwrap();
+    }
     let event = EventDraft {
         severity: Severity::Info,
         kind: "k".into(),
@@ -102,6 +107,8 @@ async fn everything_put_is_there_after_a_restart() {
     assert_eq!(job.results_bytes, fs::metadata(dir.path().join("jobs/j1/results.jsonl")).unwrap().len());
     assert_eq!(job.checkpoints.get(&RowIx(45)), Some(&checkpoint));
     assert_eq!(replay.nodes, [node]);
+    let newest: Vec<LearnedModel> = (2..130).rev().map(learned).collect();
+    assert_eq!(replay.models, newest, "the newest 128");
     let events = handle.read_events(EventFilter::default()).await.unwrap();
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(answers(dir.path(), 1).len(), 40);

@@ -103,6 +103,8 @@ pub(super) struct Kit {
     pub(super) found: BTreeMap<String, ModelFound>,
     /// What nodes say of themselves beyond their names.
     pub(super) machines: BTreeMap<String, NodeFacts>,
+    /// What workers answer to the canary prompt.
+    pub(super) canary_tokens: Vec<u32>,
 }
 
 impl Kit {
@@ -114,6 +116,7 @@ impl Kit {
             spool_seq: 0,
             found: BTreeMap::new(),
             machines: BTreeMap::new(),
+            canary_tokens: Vec::new(),
         }
     }
 
@@ -156,7 +159,8 @@ impl Kit {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let machine = self.machines.get(node).cloned().unwrap_or_default();
-        let facts = NodeFacts { memory: machine.memory, interfaces: machine.interfaces, ..facts(instance) };
+        let NodeFacts { memory, interfaces, platform, .. } = machine;
+        let facts = NodeFacts { memory, interfaces, platform, ..facts(instance) };
         let node = NodeId::from(node);
         let effects = self.tell(Event::Hello { node, session, facts, workers });
         (session, effects)
@@ -177,7 +181,8 @@ impl Kit {
     pub(super) fn ready(&mut self, node: &str, worker: WorkerKey) -> Vec<Effect> {
         let node = NodeId::from(node);
         let mut effects = self.tell(Event::WorkerStarted { node: node.clone(), worker, pid: 77 });
-        effects.extend(self.tell(Event::WorkerReady { node, worker, load_ms: 5 }));
+        let canary_tokens = self.canary_tokens.clone();
+        effects.extend(self.tell(Event::WorkerReady { node, worker, load_ms: 5, canary_tokens }));
         effects
     }
 

@@ -139,6 +139,7 @@ impl Night {
                     assert!(before.is_none_or(|before| before.epoch <= job.epoch), "an epoch went back");
                 }
                 Effect::RecordNode(node) => _ = self.disk.nodes.insert(node.id.clone(), node),
+                Effect::RecordModel(_) => {}
                 Effect::Send { node, session, command } => {
                     let agent = self.agents.get_mut(&node).unwrap();
                     if agent.session == Some(session) {
@@ -281,7 +282,7 @@ impl Night {
         self.tell(Event::Heard { node: node.clone(), session });
         self.tell(match message {
             Up::Started(worker) => Event::WorkerStarted { node, worker, pid: 1 },
-            Up::Ready(worker) => Event::WorkerReady { node, worker, load_ms: 1 },
+            Up::Ready(worker) => Event::WorkerReady { node, worker, load_ms: 1, canary_tokens: Vec::new() },
             Up::Result(head) => Event::Results { node, session, heads: vec![head] },
             Up::Replayed => Event::SpoolReplayed { node, session },
             Up::Model(model) => {
