@@ -17,10 +17,10 @@ const OVERHEAD_BYTES: u64 = 64 << 20;
 // hundred runs of llama, qwen3_moe, gpt_oss, deepseek_v3 and glm4_moe on MLX 0.32.4's CPU build went before.
 
 /// Vectors of the model's width: the residual, its normalised copies, the outputs of both parts.
-const LIVE_HIDDEN_VECTORS: u64 = 5;
+const LIVE_HIDDEN_VECTORS: u64 = 6;
 
 /// Vectors as wide as all heads together: queries before and after their rotation, what attention gives, and copies.
-const LIVE_HEAD_VECTORS: u64 = 5;
+const LIVE_HEAD_VECTORS: u64 = 6;
 
 /// Of a feed-forward part: of gate, up and their product, two at a time.
 const LIVE_INTERMEDIATE_VECTORS: u64 = 2;

@@ -59,6 +59,7 @@ impl Machine {
         self.answer_silence(now);
         self.answer_hangs(now);
         self.measure_speeds(now);
+        self.forget_unmet(now);
         self.end_adoption(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);

@@ -6,6 +6,7 @@ use super::{
     effect::{Command, Effect},
     event::{Event, Now},
     incidents::Incidents,
+    meetings::Unmet,
     models::Models,
     rules::Policy,
     state::{Job, Node},
@@ -30,6 +31,7 @@ pub struct Machine {
     /// Ways between nodes that gangs may use, and how often they have changed.
     pub(super) links: Vec<Link>,
     pub(super) links_version: u64,
+    pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
     pub(super) out: Vec<Effect>,
 }
@@ -50,6 +52,7 @@ impl Machine {
             learned: BTreeMap::new(),
             links: Vec::new(),
             links_version: 0,
+            unmet: Unmet::default(),
             port_offset: 0,
             out: Vec::new(),
         }

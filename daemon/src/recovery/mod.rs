@@ -31,6 +31,7 @@ mod incidents;
 mod jobs;
 mod learning;
 mod machine;
+mod meetings;
 mod models;
 mod rates;
 mod results;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     fit::{ModelFacts, Workload},
-    model::{JobId, JobState, Measurement, Mode, NodeId, Reason},
+    model::{JobId, JobState, Link, Measurement, Mode, NodeId, Reason},
     planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
 };
 
@@ -223,15 +223,25 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
         let is_same = job.layout.basis.as_ref() == Some(&basis);
         if !is_same || job.layout.measurements != measurements {
-            let answer = planner::choose(&Question {
-                facts,
-                load: basis.load,
-                wish: basis.wish,
-                candidates: &basis.candidates,
-                links: &self.links,
-                measurements: &measurements,
-                most_gangs: basis.candidates.len(),
-            });
+            let choose_over = |links: &[Link]| {
+                planner::choose(&Question {
+                    facts,
+                    load: basis.load,
+                    wish: basis.wish,
+                    candidates: &basis.candidates,
+                    links,
+                    measurements: &measurements,
+                    most_gangs: basis.candidates.len(),
+                })
+            };
+            let without = self.unmet.avoided(&self.links).map(|links| choose_over(&links));
+            let answer = match without {
+                Some(mut answer) if !matches!(answer.choice, Choice::Refused { .. }) => {
+                    answer.reasons.extend(self.unmet.reasons());
+                    answer
+                }
+                _ => choose_over(&self.links),
+            };
             let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
             let since_mono_ms = if is_same { job.layout.since_mono_ms } else { now.mono_ms };
             job.layout = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };

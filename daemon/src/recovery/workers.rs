@@ -81,6 +81,9 @@ impl Machine {
         worker.phase = WorkerPhase::Idle;
         worker.last_step_mono_ms = now.mono_ms;
         let (pid, job) = (worker.pid, key.job);
+        if self.jobs.get(&job).is_some_and(|job| job.is_complete(key.epoch)) {
+            self.note_met(job, key.epoch);
+        }
         self.incidents.close(now, "a new worker is ready", |incident| {
             matches!(incident.fault, Fault::WorkerExited | Fault::WorkerSilent | Fault::AgentRestarted)
                 && incident.node.as_ref() == Some(node)
@@ -149,6 +152,10 @@ impl Machine {
         let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
         let (stopping, rank, world_size) = (worker.stopping, worker.rank, worker.world_size);
         let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
+        if exit.class == ExitClass::Apart && !asked {
+            self.note_unmet(now, job_id, epoch);
+        }
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
         job.workers.remove(node);
         job.record.launches.retain(|launch| launch.node != *node);
         let (rows, tokens_saved) = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);

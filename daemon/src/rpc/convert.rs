@@ -350,6 +350,44 @@ mod tests {
     }
 
     #[test]
+    fn a_platform_is_known_where_the_runtime_is_ready() {
+        let mut hello = v1::Hello {
+            runtime: Some(v1::RuntimeStatus {
+                ready: true,
+                mlx_version: "0.32.4".to_owned(),
+                mlx_lm_version: "0.32.2".to_owned(),
+                ..v1::RuntimeStatus::default()
+            }),
+            observation: Some(v1::Observation {
+                arch: "arm64".to_owned(),
+                hardware_model: "Mac17,6".to_owned(),
+                os_build: "25D125".to_owned(),
+                ..v1::Observation::default()
+            }),
+            ..v1::Hello::default()
+        };
+        assert_eq!(node_facts(&hello).platform, "0.32.4 0.32.2 arm64 Mac17,6 25D125");
+        hello.runtime = None;
+        assert_eq!(node_facts(&hello).platform, "");
+    }
+
+    #[test]
+    fn a_gang_is_told_the_answer_that_is_known() {
+        let mut launch = GangLaunch {
+            mode: crate::model::Mode::Pipeline,
+            backend: crate::model::Backend::Ring,
+            world_size: 2,
+            rendezvous_timeout_ms: 1,
+            ranks: Vec::new(),
+            expected_answer: vec![7, 8],
+        };
+        let canary = |launch: &GangLaunch| gang(launch, [1; 32]).canary.unwrap();
+        assert_eq!(canary(&launch), v1::Canary { expected_tokens: vec![7, 8], ..v1::Canary::default() });
+        launch.expected_answer.clear();
+        assert_eq!(canary(&launch), v1::Canary::default());
+    }
+
+    #[test]
     fn texts_are_clipped_at_a_character() {
         assert_eq!(clip(&"ä".repeat(3_000)).chars().count(), 1_000);
     }

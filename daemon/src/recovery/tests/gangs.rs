@@ -200,6 +200,42 @@ fn a_gang_that_cannot_meet_is_tried_again_until_it_can_and_less_and_less_often()
 }
 
 #[test]
+fn other_nodes_are_tried_when_two_do_not_meet_and_the_same_when_there_are_none() {
+    let (mut kit, sessions) = cluster(&[60, 60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let mut tried = Vec::new();
+    for _ in 0..4 {
+        let ranks = started(&effects);
+        let nodes: Vec<String> = ranks.iter().map(|(node, _)| node.clone()).collect();
+        let _ = kit.exit(&nodes[0], ranks[0].1, ExitClass::Apart);
+        let _ = kit.exit(&nodes[1], ranks[1].1, ExitClass::Orderly);
+        tried.push(nodes);
+        effects = kit.wait(10_000, &sessions);
+    }
+    // Each pair once, and then, since none is left, the first again.
+    assert_eq!(tried, [["a", "b"], ["a", "c"], ["b", "c"], ["a", "b"]]);
+
+    // It holds for other jobs, too, and for a while.
+    for (minutes, expected, rule) in [(1, ["a", "c"], true), (11, ["a", "b"], false)] {
+        let (mut kit, sessions) = cluster(&[60, 60, 60]);
+        let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+        effects.extend(kit.wait(2_100, &sessions));
+        let ranks = started(&effects);
+        let _ = kit.exit("a", ranks[0].1, ExitClass::Apart);
+        let _ = kit.exit("b", ranks[1].1, ExitClass::Orderly);
+        let _ = kit.tell(Event::Cancel { job: JobId(1), now: true });
+        let _ = kit.wait(minutes * 60_000, &sessions);
+        let _ = kit.tell(Event::JobAccepted(record(2, 100)));
+        let again = started(&kit.wait(2_100, &sessions));
+        let nodes: Vec<&str> = again.iter().map(|(node, _)| node.as_str()).collect();
+        assert_eq!(nodes, expected, "after {minutes} minutes");
+        let plan = kit.job(2).plan.clone().unwrap();
+        assert_eq!(plan.reasons.iter().any(|reason| reason.rule == "did-not-meet"), rule, "{plan:#?}");
+    }
+}
+
+#[test]
 fn an_answer_of_a_gang_forgives_what_failed_on_all_its_nodes() {
     let (mut kit, sessions, ranks, _) = at_work();
     let _ = kit.exit("b", ranks[1].1, ExitClass::Signalled);
