@@ -81,6 +81,9 @@ pub struct Ready {
     /// Until the ranks of a gang had found one another.
     #[serde(default)]
     pub rendezvous_ms: u64,
+    /// From then until MLX's group of them stood.
+    #[serde(default)]
+    pub form_ms: u64,
 }
 
 /// See [`Ready::canary`].
@@ -88,6 +91,9 @@ pub struct Ready {
 pub struct CanaryAnswer {
     /// Greedy tokens.
     pub tokens: Vec<u32>,
+    /// How long the ranks of a gang took over it.
+    #[serde(default)]
+    pub prompt_ms: u64,
 }
 
 /// What kind of step.
@@ -414,7 +420,7 @@ mod tests {
             ),
             (
                 r#"{"ev":"ready","load_ms":3,"peak_memory_bytes":1,"has_chat_template":true,"model_type":"llama","canary":{"tokens":[5,6],"all_reduce_ms":0.1,"prompt_ms":9},"rendezvous_ms":40,"form_ms":3}"#,
-                "Ready(Ready { load_ms: 3, peak_memory_bytes: 1, has_chat_template: true, model_type: \"llama\", canary: Some(CanaryAnswer { tokens: [5, 6] }), rendezvous_ms: 40 })",
+                "Ready(Ready { load_ms: 3, peak_memory_bytes: 1, has_chat_template: true, model_type: \"llama\", canary: Some(CanaryAnswer { tokens: [5, 6], prompt_ms: 9 }), rendezvous_ms: 40, form_ms: 3 })",
             ),
             (r#"{"ev":"loading","share":0.5}"#, "Other(\"loading\")"),
             (r#"{"ev":"fatal","class":"canary_failed","message":"no"}"#, "Fatal(Fatal { class: CanaryFailed"),

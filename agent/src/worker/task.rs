@@ -354,7 +354,14 @@ impl Task {
     }
 
     fn on_ready(&mut self, ready: Ready) {
-        tracing::info!(load_ms = ready.load_ms, model_type = ready.model_type, "the worker is ready");
+        tracing::info!(
+            load_ms = ready.load_ms,
+            rendezvous_ms = ready.rendezvous_ms,
+            form_ms = ready.form_ms,
+            canary_ms = ready.canary.as_ref().map(|canary| canary.prompt_ms),
+            model_type = ready.model_type,
+            "the worker is ready"
+        );
         let event = worker_event::Event::Ready(v1::WorkerReady {
             load_ms: ready.load_ms,
             peak_memory_bytes: ready.peak_memory_bytes,
