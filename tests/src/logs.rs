@@ -52,11 +52,21 @@ pub fn tails(dir: &Path, lines: usize) -> String {
 /// Lines of warnings, errors and panics in the logs below `dir`, each with the name of its file.
 #[must_use]
 pub fn trouble(dir: &Path) -> Vec<String> {
+    lines(dir, is_trouble)
+}
+
+/// Lines of the logs below `dir` that hold a pattern (see [`matches`]), each with the name of its file.
+#[must_use]
+pub fn matching(dir: &Path, pattern: &str) -> Vec<String> {
+    lines(dir, |line| matches(line, pattern))
+}
+
+fn lines(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     for (name, path) in files(dir) {
         let Ok(bytes) = fs::read(&path) else { continue };
         let text = String::from_utf8_lossy(&bytes);
-        found.extend(text.lines().filter(|line| is_trouble(line)).map(|line| format!("{name}: {line}")));
+        found.extend(text.lines().filter(|line| wanted(line)).map(|line| format!("{name}: {line}")));
     }
     found
 }

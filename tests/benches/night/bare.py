@@ -2,8 +2,8 @@
 
     bare.py MODEL INPUT.jsonl BATCH [--single]
 
-Prints one JSON line a finished row: {"at": seconds, "tokens": N}. With --single, one row after the other in place of
-continuous batching.
+Prints one JSON line a finished row: {"at": seconds, "tokens": N, "text": "…"}. With --single, one row after the other in
+place of continuous batching.
 """
 
 import json
@@ -25,8 +25,8 @@ def rows(path, tokenizer):
             yield tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True), body["max_tokens"]
 
 
-def finished(out, tokens):
-    out.append({"at": time.monotonic(), "tokens": tokens})
+def finished(out, tokens, text):
+    out.append({"at": time.monotonic(), "tokens": tokens, "text": text})
 
 
 def batched(model, tokenizer, prompts, batch):
@@ -68,8 +68,7 @@ def batched(model, tokenizer, prompts, batch):
                 tokens.append(answer.token)
             if answer.finish_reason is not None:
                 del active[answer.uid]
-                tokenizer.decode(tokens)
-                finished(out, len(tokens))
+                finished(out, len(tokens), tokenizer.decode(tokens))
         fill()
     generator.close()
     return out
@@ -78,10 +77,11 @@ def batched(model, tokenizer, prompts, batch):
 def single(model, tokenizer, prompts):
     out = []
     for prompt, most in prompts:
-        tokens = 0
+        tokens, text = 0, ""
         for answer in stream_generate(model, tokenizer, prompt, max_tokens=most, prefill_step_size=PREFILL_STEP_TOKENS):
             tokens = answer.generation_tokens
-        finished(out, tokens)
+            text += answer.text
+        finished(out, tokens, text)
     return out
 
 
@@ -95,4 +95,5 @@ def main():
         print(json.dumps(row))
 
 
-main()
+if __name__ == "__main__":
+    main()

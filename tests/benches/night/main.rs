@@ -2,7 +2,7 @@
 //!
 //! Prints one line a figure with its bound and a verdict; `--quick` (or `NIGHTSHIFT_BENCH_QUICK=1`) takes smaller sizes,
 //! `--check` makes a missed bound the exit code, and a word selects the parts whose name holds it (`planner`,
-//! `controller`, `supervision`, `idle`, `latency`). A wrong answer is a failure always: what is counted here is also checked.
+//! `controller`, `supervision`, `gang`, `idle`, `latency`). A wrong answer is a failure always: what is counted here is also checked.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
@@ -12,9 +12,11 @@ use nightshift_tests::suite::Need;
 use table::Table;
 
 mod controller;
+mod gang;
 mod idle;
 mod latency;
 mod planner;
+mod speed;
 mod supervision;
 mod table;
 
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         if selected("controller") {
             controller::measure(&mut table, quick).await;
         }
-        for part in ["idle", "latency", "supervision"].into_iter().filter(|part| selected(part)) {
+        for part in ["idle", "latency", "supervision", "gang"].into_iter().filter(|part| selected(part)) {
             if let Some(reason) = [Need::Linux, Need::Runtime].iter().find_map(|need| need.missing()) {
                 table.skipped(part, &reason);
                 continue;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
             match part {
                 "idle" => idle::measure(&mut table, quick).await,
                 "latency" => latency::measure(&mut table, quick).await,
+                "gang" => gang::measure(&mut table, quick).await,
                 _ => supervision::measure(&mut table, quick).await,
             }
         }
