@@ -118,6 +118,7 @@ impl Driver {
             id,
             spec,
             rows_total: staged.rows_total,
+            lengths: staged.lengths,
             state: JobState::Active,
             detail: String::new(),
             created_unix_ms: self.now().unix_ms,

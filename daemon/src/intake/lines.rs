@@ -8,6 +8,7 @@ use super::{
     stage::{Error, Stage, Staged},
     unique::Ids,
 };
+use crate::model::RowLengths;
 
 /// Bounds of a submission.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +76,7 @@ pub struct Intake {
     is_skipping: bool,
     lines: u64,
     rows: u32,
+    lengths: RowLengths,
     errors: Vec<LineError>,
     error_count: u64,
     has_too_many_rows: bool,
@@ -94,6 +96,7 @@ impl Intake {
             is_skipping: false,
             lines: 0,
             rows: 0,
+            lengths: RowLengths::default(),
             errors: Vec::new(),
             error_count: 0,
             has_too_many_rows: false,
@@ -141,7 +144,7 @@ impl Intake {
         };
         match self.stage.take() {
             Some(stage) if problem.is_none() && self.error_count == 0 => {
-                stage.finish().map_err(Refused::Failed)
+                stage.finish(self.lengths).map_err(Refused::Failed)
             }
             _ => Err(Refused::Rejected(Rejection {
                 errors: self.errors,
@@ -201,7 +204,8 @@ impl Intake {
             return Ok(());
         }
         match row::check(line) {
-            Ok(custom_id) => {
+            Ok(row::Checked { custom_id, max_tokens }) => {
+                self.lengths.note(line.len() as u64, max_tokens);
                 let number = u32::try_from(self.lines).unwrap_or(u32::MAX);
                 if let Some(before) = self.ids.insert(&custom_id, number) {
                     self.refuse(&Problem::UsedId { custom_id, line: before.into() });

@@ -59,8 +59,16 @@ struct Body<'a> {
     frequency_penalty: Option<&'a RawValue>,
 }
 
-/// Checks a line and answers with its `custom_id`.
-pub(crate) fn check(line: &[u8]) -> Result<Cow<'_, str>, Problem<'_>> {
+/// What is needed of a line that is a row.
+#[derive(Debug)]
+pub(crate) struct Checked<'a> {
+    pub(crate) custom_id: Cow<'a, str>,
+    /// Tokens it may generate, where it says so.
+    pub(crate) max_tokens: Option<u64>,
+}
+
+/// Checks a line.
+pub(crate) fn check(line: &[u8]) -> Result<Checked<'_>, Problem<'_>> {
     let text = std::str::from_utf8(line).map_err(|error| Problem::NotUtf8 {
         at_byte: error.valid_up_to() + 1,
         is_utf16: line.starts_with(&[0xff, 0xfe]) || line.starts_with(&[0xfe, 0xff]),
@@ -85,8 +93,8 @@ pub(crate) fn check(line: &[u8]) -> Result<Cow<'_, str>, Problem<'_>> {
         "/v1/completions" => false,
         _ => return Err(Problem::WrongUrl(url)),
     };
-    check_body(required("body", row.body)?, is_chat)?;
-    Ok(custom_id)
+    let max_tokens = check_body(required("body", row.body)?, is_chat)?;
+    Ok(Checked { custom_id, max_tokens })
 }
 
 /// serde says what it wanted of a value that is no object; say what there is.
@@ -98,7 +106,8 @@ fn not_a_row(text: &str, error: serde_json::Error) -> Problem<'_> {
     }
 }
 
-fn check_body<'a>(body: &'a str, is_chat: bool) -> Result<(), Problem<'a>> {
+/// Answers with the tokens it may generate, where it says so.
+fn check_body<'a>(body: &'a str, is_chat: bool) -> Result<Option<u64>, Problem<'a>> {
     if Kind::of(body) != Kind::Object {
         return Err(wrong(Field::Plain("body"), "an object", body));
     }
@@ -111,13 +120,9 @@ fn check_body<'a>(body: &'a str, is_chat: bool) -> Result<(), Problem<'a>> {
             return Err(wrong(Field::Plain("body.prompt"), "a string or an array", prompt));
         }
     }
-    for (field, value) in [
-        ("body.max_tokens", body.max_tokens),
-        ("body.max_completion_tokens", body.max_completion_tokens),
-        ("body.n", body.n),
-    ] {
-        check_positive(field, value)?;
-    }
+    let most = check_positive("body.max_tokens", body.max_tokens)?;
+    let most_in_all = check_positive("body.max_completion_tokens", body.max_completion_tokens)?;
+    check_positive("body.n", body.n)?;
     for (field, expected, kind, value) in [
         ("body.model", "a string", Kind::String, body.model),
         ("body.temperature", "a number", Kind::Number, body.temperature),
@@ -133,16 +138,16 @@ fn check_body<'a>(body: &'a str, is_chat: bool) -> Result<(), Problem<'a>> {
             return Err(wrong(Field::Plain(field), expected, value));
         }
     }
-    Ok(())
+    Ok(most_in_all.or(most))
 }
 
-fn check_positive<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<(), Problem<'a>> {
-    let Some(value) = value.map(RawValue::get) else { return Ok(()) };
+fn check_positive<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<Option<u64>, Problem<'a>> {
+    let Some(value) = value.map(RawValue::get) else { return Ok(None) };
     if Kind::of(value) != Kind::Number {
         return Err(wrong(Field::Plain(field), "a whole number of at least 1", value));
     }
     match value.parse::<u64>() {
-        Ok(1..) => Ok(()),
+        Ok(number @ 1..) => Ok(Some(number)),
         _ => Err(Problem::NotPositive { field, found: value }),
     }
 }

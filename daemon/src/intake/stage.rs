@@ -10,9 +10,12 @@ use std::{
     },
 };
 
-use crate::ledger::{
-    INCOMING_PREFIX, INDEX, INPUT, IndexWriter, JOBS, free_bytes, human_bytes, no_room_problem,
-    sync_directory, sync_file,
+use crate::{
+    ledger::{
+        INCOMING_PREFIX, INDEX, INPUT, IndexWriter, JOBS, free_bytes, human_bytes, no_room_problem,
+        sync_directory, sync_file,
+    },
+    model::RowLengths,
 };
 
 /// Written at a time.
@@ -82,6 +85,8 @@ pub struct Staged {
     pub rows_total: u32,
     /// How many bytes its input has.
     pub bytes: u64,
+    /// How long its rows are.
+    pub lengths: RowLengths,
     directory: Directory,
 }
 
@@ -143,7 +148,7 @@ impl Stage {
     }
 
     /// Makes it durable.
-    pub(crate) fn finish(mut self) -> Result<Staged, Error> {
+    pub(crate) fn finish(mut self, lengths: RowLengths) -> Result<Staged, Error> {
         let path = self.directory.path.clone();
         let finish = || {
             self.index.push(self.bytes)?;
@@ -152,7 +157,7 @@ impl Stage {
             sync_directory(&path)
         };
         finish().map_err(|error| failed(&path, error))?;
-        Ok(Staged { rows_total: self.rows, bytes: self.bytes, directory: self.directory })
+        Ok(Staged { rows_total: self.rows, bytes: self.bytes, lengths, directory: self.directory })
     }
 }
 

@@ -306,7 +306,10 @@ proptest! {
         let cut = submit(dir.path(), limits, input.as_bytes(), chunk_bytes);
         match (whole, cut) {
             (Ok(whole), Ok(cut)) => {
-                prop_assert_eq!((whole.rows_total, whole.bytes), (cut.rows_total, cut.bytes));
+                prop_assert_eq!(
+                    (whole.rows_total, whole.bytes, whole.lengths),
+                    (cut.rows_total, cut.bytes, cut.lengths)
+                );
                 for file in ["input.jsonl", "input.idx"] {
                     let read = |staged: &Staged| fs::read(dir.path().join("jobs").join(staged.directory_name()).join(file)).unwrap();
                     prop_assert_eq!(read(&whole), read(&cut));

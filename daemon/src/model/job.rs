@@ -90,6 +90,9 @@ pub struct JobRecord {
     pub spec: JobSpec,
     /// Lines of the input.
     pub rows_total: u32,
+    /// How long its rows are.
+    #[serde(default)]
+    pub lengths: RowLengths,
     /// Where it stands.
     pub state: JobState,
     /// Why, in one sentence; empty when there is nothing to say.
@@ -115,6 +118,40 @@ pub struct JobRecord {
     /// Second results of a row, dropped.
     #[serde(default)]
     pub duplicate_results: u64,
+}
+
+/// Bytes of a row's line for a token of its prompt, at the least. English has four or five, languages of three bytes a
+/// character two or three, token numbers and their commas two; what a line is besides its prompt is counted with it.
+const BYTES_PER_TOKEN: u64 = 2;
+
+/// How long the rows of a job are at most, in tokens, as far as their lines tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RowLengths {
+    /// Prompt and answer of the longest row that says how much it may generate; 0 when there is none.
+    pub limited_tokens: u64,
+    /// The prompt of the longest row that does not say.
+    pub prompt_tokens: u64,
+}
+
+impl RowLengths {
+    /// Takes a row in.
+    pub fn note(&mut self, line_bytes: u64, max_tokens: Option<u64>) {
+        let prompt_tokens = line_bytes.div_ceil(BYTES_PER_TOKEN);
+        match max_tokens {
+            Some(most) => {
+                self.limited_tokens = self.limited_tokens.max(prompt_tokens.saturating_add(most));
+            }
+            None => self.prompt_tokens = self.prompt_tokens.max(prompt_tokens),
+        }
+    }
+
+    /// What the longest row takes, prompt and answer together; `None` for jobs that were accepted before it was counted.
+    #[must_use]
+    pub fn longest_tokens(&self, default_max_tokens: u64) -> Option<u64> {
+        let unlimited =
+            if self.prompt_tokens > 0 { self.prompt_tokens.saturating_add(default_max_tokens) } else { 0 };
+        Some(self.limited_tokens.max(unlimited)).filter(|tokens| *tokens > 0)
+    }
 }
 
 /// What is remembered of a node across restarts of the controller.
@@ -151,4 +188,22 @@ pub struct ReplayedJob {
     pub errors_bytes: u64,
     /// Tokens of unfinished rows.
     pub checkpoints: BTreeMap<RowIx, Checkpoint>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_row_is_the_longest_of_both_kinds() {
+        let mut lengths = RowLengths::default();
+        assert_eq!(lengths.longest_tokens(512), None);
+        lengths.note(401, Some(100));
+        assert_eq!(lengths.longest_tokens(512), Some(301));
+        lengths.note(200, None);
+        assert_eq!(lengths.longest_tokens(512), Some(612), "a short prompt with the default answer");
+        assert_eq!(lengths.longest_tokens(64), Some(301));
+        lengths.note(u64::MAX, Some(u64::MAX));
+        assert_eq!(lengths.longest_tokens(512), Some(u64::MAX), "no overflow");
+    }
 }

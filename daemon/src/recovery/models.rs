@@ -21,8 +21,11 @@ use crate::{
     planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
 };
 
-/// Prompt and answer of an ordinary night's row, where the job does not say.
+/// Prompt and answer of an ordinary night's row, where neither the job nor its rows say.
 const DEFAULT_CONTEXT_TOKENS: u64 = 4_096;
+
+/// Lengths are rounded up to this, in which caches grow, too.
+const CONTEXT_STEP_TOKENS: u64 = 256;
 
 /// What a node said of a model.
 #[derive(Clone, Debug)]
@@ -203,13 +206,18 @@ impl Machine {
 
     fn load(&self, job: &Job, facts: &ModelFacts, on_gpu: bool) -> Workload {
         let settings = job.record.spec.settings(&self.policy);
-        let usual = facts.context_tokens.unwrap_or(u64::MAX).min(DEFAULT_CONTEXT_TOKENS);
+        let most = facts.context_tokens.unwrap_or(u64::MAX);
+        let longest = job.record.lengths.longest_tokens(u64::from(settings.default_max_tokens));
         Workload {
             rows: u64::from(settings.max_batch_rows),
-            context_tokens: if job.record.spec.context_tokens == 0 {
-                usual
-            } else {
-                job.record.spec.context_tokens
+            context_tokens: match job.record.spec.context_tokens {
+                // Rows that are longer than the model can take are refused by the worker.
+                0 => longest
+                    .unwrap_or(DEFAULT_CONTEXT_TOKENS)
+                    .div_ceil(CONTEXT_STEP_TOKENS)
+                    .saturating_mul(CONTEXT_STEP_TOKENS)
+                    .min(most),
+                given => given,
             },
             prefill_rows: u64::from(settings.prefill_batch_rows),
             prefill_step_tokens: u64::from(settings.prefill_step_tokens),
@@ -270,7 +278,12 @@ fn wish(job: &Job) -> Wish {
 
 fn layout_from(answer: Answer, facts: &ModelFacts, unknown: &BTreeSet<NodeId>) -> Layout {
     let limits = Limits::from(answer.load);
-    let reasons = answer.reasons;
+    let load = answer.load;
+    let mut reasons = answer.reasons;
+    reasons.push(Reason::new(
+        "planned-for",
+        format!("counted for {} rows together, each of {} tokens", load.rows, load.context_tokens),
+    ));
     match answer.choice {
         Choice::Independent(nodes) => Layout::Independent {
             nodes: nodes.into_iter().map(|(node, _)| node).chain(unknown.iter().cloned()).collect(),

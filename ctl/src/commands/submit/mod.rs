@@ -63,7 +63,7 @@ pub struct Args {
         hide_possible_values = true
     )]
     mode: ModeChoice,
-    /// Plan for rows of this many tokens, prompt and answer together [default: 4096]
+    /// Plan for rows of this many tokens, prompt and answer together [default: the longest row's, at two bytes a token]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_CONTEXT_TOKENS))]
     context: Option<u64>,
     /// Watch the job until it ends

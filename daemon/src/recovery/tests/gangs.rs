@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::kit::*;
 use crate::{
-    model::{Epoch, JobId, JobRecord, JobState, Launch, Mode, RowIx, WorkerKey},
+    model::{Epoch, JobId, JobRecord, JobState, Launch, Mode, RowIx, RowLengths, WorkerKey},
     recovery::*,
 };
 
@@ -100,6 +100,28 @@ fn what_fits_one_node_runs_whole_on_every_node() {
         started(&effects).into_iter().map(|(node, key)| (node, key.epoch.0, key.rank)).collect();
     assert_eq!(epochs, [("a".to_owned(), 1, 0), ("b".to_owned(), 2, 0)]);
     assert_eq!(kit.job(1).plan.as_ref().unwrap().mode, Mode::Independent);
+}
+
+#[test]
+fn the_plan_counts_with_the_job_s_longest_row() {
+    let reason = |lengths: RowLengths, context_tokens| {
+        let (mut kit, _) = cluster(&[100, 100]);
+        let mut job = JobRecord { lengths, ..record(1, 100) };
+        job.spec.context_tokens = context_tokens;
+        let _ = kit.tell(Event::JobAccepted(job));
+        let plan = kit.job(1).plan.clone().unwrap();
+        plan.reasons.iter().find(|reason| reason.rule == "planned-for").unwrap().text.clone()
+    };
+    let with = |line_bytes, max_tokens| {
+        let mut lengths = RowLengths::default();
+        lengths.note(line_bytes, max_tokens);
+        lengths
+    };
+    let of = |tokens: &str| format!("counted for 8 rows together, each of {tokens} tokens");
+    assert_eq!(reason(with(400, Some(100)), 0), of("512"), "200 and 100, in whole steps");
+    assert_eq!(reason(with(4_000, None), 0), of("2560"), "2,000 and the 512 that the policy gives");
+    assert_eq!(reason(with(400, Some(100)), 7_000), of("7000"), "a person's number is taken as it is");
+    assert_eq!(reason(RowLengths::default(), 0), of("4096"), "a job from before rows were measured");
 }
 
 #[test]

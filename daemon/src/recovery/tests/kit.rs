@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::{
     fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{
-        Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx, RowSet,
-        WorkerKey,
+        Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx,
+        RowLengths, RowSet, WorkerKey,
     },
     planner::{Interface, Network},
     recovery::*,
@@ -21,6 +21,7 @@ pub(super) fn record(id: u64, rows_total: u32) -> JobRecord {
         id: JobId(id),
         spec: JobSpec { name: "test".to_owned(), model: "m".to_owned(), ..JobSpec::default() },
         rows_total,
+        lengths: RowLengths::default(),
         state: JobState::Active,
         detail: String::new(),
         created_unix_ms: 0,
