@@ -53,8 +53,6 @@ def batched(model, tokenizer, prompts, batch):
             uids = generator.insert(
                 [prompt for prompt, _ in entering],
                 max_tokens=[most for _, most in entering],
-                samplers=[greedy_sampler] * len(entering),
-                logits_processors=[()] * len(entering),
             )
             for uid in uids:
                 active[uid] = []

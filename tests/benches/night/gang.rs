@@ -36,7 +36,7 @@ const MAX_TOKENS: u32 = 32;
 const MODES: [(Mode, &str); 2] = [(Mode::Pipeline, "pipeline"), (Mode::Tensor, "tensor")];
 
 pub(crate) async fn measure(table: &mut Table, quick: bool) {
-    let (batches, rounds) = if quick { (3, 3) } else { (6, 5) };
+    let (batches, rounds) = if quick { (2, 2) } else { (6, 5) };
     let cluster = Cluster::builder("bench-gang").agents(2).config(CONFIG).start().await;
     let model = models::tiny("qwen3_moe", SHAPE);
     let input = speed::input(batches * BATCH_ROWS as usize, MAX_TOKENS);

@@ -26,16 +26,18 @@ pub(crate) struct Finished {
     text: String,
 }
 
-/// So many greedy rows, each of which generates this many tokens unless the model ends it before.
+/// So many greedy rows, each of which generates about this many tokens unless the model ends it before. Not all the same: a
+/// worker reads the next prompts in the very step that ends a row, so rows that end together would be told of after the
+/// next batch's prompts had been read, and that time would be missing from what is measured.
 pub(crate) fn input(rows: usize, max_tokens: u32) -> Input {
-    let mut rng = Rng::new(17);
+    let (mut rng, most) = (Rng::new(17), u64::from(max_tokens));
     let mut input = Input::new();
     for number in 0..rows {
         let prompt = "one more time ".repeat(rng.range(1, 12) as usize);
         input.chat_row(
             &format!("row-{number:06}"),
             &prompt,
-            json!({"max_tokens": max_tokens, "temperature": 0}),
+            json!({"max_tokens": rng.range(most / 2, most + most / 2) + 1, "temperature": 0}),
         );
     }
     input
