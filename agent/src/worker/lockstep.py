@@ -4,16 +4,16 @@ Promises: rank 0 announces each call that changes the batch before it makes it, 
 their batches, caches and collectives are alike at every step; the token drawn at rank 0 is the one all ranks go on with; a
 step costs one small frame to each rank, whatever was inserted or removed since the last.
 
-Tokens travel inside the graph, so the generator goes on computing one token ahead: in a pipeline from rank 0 to the highest
-and from there down, in tensor mode as a sum to which the others give zeros. All transfers of a step follow one another on
-each rank in one order: received → layers → sent → tokens.
+Tokens travel inside the graph, so the generator goes on computing one token ahead: from rank 0 to the highest and from there
+down, each a hop to a neighbour. In a pipeline the first stage has them after one, and rank 0 waits for nobody; in tensor mode
+a sum of all ranks would do, too, at twice the hops. All transfers of a step follow one another on each rank in one order:
+received → layers → sent → tokens.
 """
 
 from functools import partial
 
 import mlx.core as mx
 
-from gang import PIPELINE, TENSOR
 from generator import Generator
 
 # Prompts beyond it go ahead in a frame of their own: ten bytes a token at most, far below channel.MAX_FRAME_BYTES.
@@ -77,7 +77,7 @@ class Lead:
 
     def __init__(self, sampler, formed):
         self._sampler = sampler
-        self._give = partial(_GIVE[formed.gang.mode], formed)
+        self._give = partial(_give_on, formed)
         self.about_to_draw = sampler.about_to_draw
 
     def __call__(self, logprobs):
@@ -85,10 +85,11 @@ class Lead:
 
 
 class _Follow:
-    """A sampler that takes rank 0's tokens. `logprobs` (see `pipeline.Stage`) only say when this rank's part is done."""
+    """A sampler that takes rank 0's tokens. `logprobs` (see `pipeline.Stage`, `tensor.Share`) only say when this rank's
+    part is done."""
 
     def __init__(self, formed):
-        self._take = partial(_TAKE[formed.gang.mode], formed)
+        self._take = partial(_take_from_above, formed)
 
     def __call__(self, logprobs):
         return self._take(logprobs)
@@ -104,18 +105,3 @@ def _take_from_above(formed, done):
     rank, size = formed.gang.rank, formed.gang.world_size
     tokens = mx.distributed.recv((done.shape[0],), mx.uint32, (rank + 1) % size, group=formed.group)
     return tokens if rank == 1 else mx.distributed.send(tokens, rank - 1, group=formed.group)
-
-
-def _give_sum(formed, tokens):
-    return mx.distributed.all_sum(tokens, group=formed.group)
-
-
-def _take_sum(formed, done):
-    nothing = mx.depends(mx.zeros((done.shape[0],), dtype=mx.uint32), done)
-    return mx.distributed.all_sum(nothing, group=formed.group)
-
-
-# A pipeline's tokens go round the ring from rank to rank: the first stage has them after one hop, and rank 0 waits for
-# nobody. In tensor mode all need them at once, and the ranks add up twice in each layer anyway.
-_GIVE = {PIPELINE: _give_on, TENSOR: _give_sum}
-_TAKE = {PIPELINE: _take_from_above, TENSOR: _take_sum}

@@ -193,7 +193,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         let mut loaded = Loaded::default();
         let mut batch = Batch::default();
         loaded.checkpoints = self.load_checkpoints(&mut batch)?;
-        self.load_nodes(&mut loaded, &mut batch)?;
+        loaded.nodes = self.load_records(key::NODES, &mut batch)?;
         self.load_models(&mut loaded, &mut batch)?;
         // Event numbers of a lost ledger are not known; the time is above all that were given out.
         self.load_events(if start == Start::Rebuilt { now_unix_ms / 1000 } else { 0 })?;
@@ -390,31 +390,27 @@ impl<D: Disk, K: Kv> Core<D, K> {
         Ok(())
     }
 
-    fn load_nodes(&mut self, loaded: &mut Loaded, batch: &mut Batch) -> Result<(), Error> {
-        let scanned = self.kv.scan(key::NODES, false, &mut |key, value| {
-            let parsed =
-                unseal(key, value).ok().and_then(|json| serde_json::from_slice::<NodeRecord>(json).ok());
-            match parsed {
-                Some(node) => loaded.nodes.push(node),
-                None => batch.remove(key.to_vec()),
-            }
-            ControlFlow::Continue(())
-        });
-        scanned.map_err(|error| self.store_failed("read", error))
-    }
-
-    /// The newest ones; what has not been run for long is forgotten.
-    fn load_models(&mut self, loaded: &mut Loaded, batch: &mut Batch) -> Result<(), Error> {
-        let scanned = self.kv.scan(key::MODELS, false, &mut |key, value| {
-            let parsed =
-                unseal(key, value).ok().and_then(|json| serde_json::from_slice::<LearnedModel>(json).ok());
-            match parsed {
-                Some(model) => loaded.models.push(model),
+    /// Records of this kind; those that cannot be read are removed.
+    fn load_records<T: serde::de::DeserializeOwned>(
+        &mut self,
+        kind: &[u8],
+        batch: &mut Batch,
+    ) -> Result<Vec<T>, Error> {
+        let mut records = Vec::new();
+        let scanned = self.kv.scan(kind, false, &mut |key, value| {
+            match unseal(key, value).ok().and_then(|json| serde_json::from_slice(json).ok()) {
+                Some(record) => records.push(record),
                 None => batch.remove(key.to_vec()),
             }
             ControlFlow::Continue(())
         });
         scanned.map_err(|error| self.store_failed("read", error))?;
+        Ok(records)
+    }
+
+    /// The newest ones; what has not been run for long is forgotten.
+    fn load_models(&mut self, loaded: &mut Loaded, batch: &mut Batch) -> Result<(), Error> {
+        loaded.models = self.load_records(key::MODELS, batch)?;
         loaded.models.sort_by(|a, b| {
             b.updated_unix_ms.cmp(&a.updated_unix_ms).then_with(|| a.fingerprint.cmp(&b.fingerprint))
         });

@@ -89,10 +89,14 @@ fn why_this_one(question: &Question<'_>, chosen: &Candidature, by_rule: &Candida
     if given.prefill_rows.min(given.rows) < wanted.prefill_rows.min(given.rows)
         || given.prefill_step_tokens < wanted.prefill_step_tokens
     {
+        let together = match given.prefill_rows.min(given.rows) {
+            1 => "one at a time".to_owned(),
+            rows => format!("{rows} at a time"),
+        };
         let text = format!(
-            "prompts are read in steps of {} tokens of {} rows: what is computed in larger ones does not fit beside \
+            "prompts are read {together}, {} tokens a step: what larger steps compute on the way does not fit beside \
              weights and caches",
-            given.prefill_step_tokens, given.prefill_rows
+            given.prefill_step_tokens
         );
         reasons.push(Reason::new("less-prefill", text));
     }
