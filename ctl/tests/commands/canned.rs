@@ -400,6 +400,8 @@ pub(crate) fn pipeline_plan() -> v1::PlanReply {
         context_tokens: 4096,
         largest_rows: 138,
         largest_context_tokens: 40_960,
+        prefill_rows: 2,
+        prefill_step_tokens: 512,
         parts: vec![
             part("studio-1", [0, 0], [47, 94], 8, 65_781, 127_775),
             part("studio-2", [0, 1], [0, 47], 8, 65_781, 127_775),

@@ -131,6 +131,10 @@ fn candidature(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candid
         Candidature { load, ..found }
     };
     let mut load = Workload { rows: question.load.rows.max(1), ..question.load };
+    let wished = with(load);
+    if wished.choice.is_some() {
+        return wished;
+    }
     let least = with(Workload { rows: 1, ..load }.with_least_prefill());
     if least.choice.is_none() {
         return least;
