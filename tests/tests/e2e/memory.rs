@@ -54,8 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
             measured("half", Shape { options, ..SMALL })
         }),
         case("memory::experts_take_what_was_said", NEEDS, || {
-            let options = &["--hidden", "512", "--layers", "8", "--dtype", "float32"];
-            measured("experts", Shape { architecture: "qwen3_moe", options, ..SMALL })
+            measured("experts", Shape { architecture: "qwen3_moe", ..SMALL })
         }),
         case("memory::latents_take_what_was_said", NEEDS, || {
             measured("latents", Shape { architecture: "deepseek_v3", ..SMALL })
