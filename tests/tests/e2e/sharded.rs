@@ -21,8 +21,8 @@ const ROWS: usize = 16;
 /// The longest answer: long enough that faults fall between its tokens.
 const MAX_TOKENS: u32 = 60;
 
-/// About 39 MB of weights in float32: with what MLX and a single row need besides, 111 MB; half of it with four rows,
-/// 99 MB. See [`BUDGET_MIB`].
+/// 37 MiB of weights in float32: with what MLX and a single row need besides, some MiB over [`BUDGET_MIB`]; half of it with
+/// four rows, just under it, prompts read in smaller steps if need be.
 const SHAPE: &[&str] = &["--dtype", "float32", "--layers", "16", "--hidden", "256"];
 
 /// Too little for the whole model with a single row, enough for half of it with four.
