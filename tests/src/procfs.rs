@@ -128,3 +128,30 @@ mod tests {
         assert_eq!(cpu_time(u32::MAX), None);
     }
 }
+
+/// Keeps a process, all its threads and whatever it starts from now on to one processor of this machine. Nothing happens
+/// where there are not so many, or where the system has no such call.
+pub fn keep_on_core(pid: u32, core: usize) {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return };
+    for thread in threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()) {
+        keep_thread_on_core(thread, core);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn keep_thread_on_core(thread: i32, core: usize) {
+    use nix::{
+        sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+        unistd::Pid,
+    };
+    let Ok(ours) = sched_getaffinity(Pid::from_raw(0)) else { return };
+    let usable = (0..CpuSet::count()).filter(|number| ours.is_set(*number) == Ok(true));
+    let mut one = CpuSet::new();
+    if usable.into_iter().nth(core).is_some_and(|number| one.set(number).is_ok()) {
+        // A thread that has ended meanwhile needs no processor.
+        let _ = sched_setaffinity(Pid::from_raw(thread), &one);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_thread_on_core(_thread: i32, _core: usize) {}

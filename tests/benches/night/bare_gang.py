@@ -2,11 +2,20 @@
 
     MLX_RANK=R MLX_HOSTFILE=FILE bare_gang.py MODEL INPUT.jsonl BATCH pipeline|tensor
 
-All ranks read the same rows and make the same calls, so each has every answer; rank 0 prints them as `bare.py` does.
+All ranks read the same rows and make the same calls, so each has every answer; rank 0 prints them as `bare.py` does. Each
+keeps to a processor of its own, where there are enough (see `gang.rs`).
 """
 
 import json
+import os
 import sys
+
+CORES = sorted(os.sched_getaffinity(0))
+RANK = int(os.environ["MLX_RANK"])
+if RANK < len(CORES):
+    os.sched_setaffinity(0, {CORES[RANK]})
+
+# ruff: noqa: E402 -- threads inherit the processor, so it is chosen before any is started.
 
 import mlx.core as mx
 from bare import batched, rows

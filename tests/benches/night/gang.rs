@@ -1,6 +1,8 @@
 //! What a gang costs, in speed and at its start. Two ranks over MLX's ring on this machine, a controller and two agents
 //! around them, against two ranks as one writes them by hand (`bare_gang.py`: mlx-lm's own cut of the same model, the
-//! same batch and settings), turn by turn in one run; both must give the same answers.
+//! same batch and settings), turn by turn in one run; both must give the same answers. Each rank, and the agent beside it,
+//! has a processor of its own, as it has a Mac of its own: left to the scheduler, where the threads of two ranks happen to
+//! lie moves the speed of either kind by a tenth from one start to the next.
 //!
 //! The start is that of the very gangs whose speed is measured. Formation is what remains of the time between the
 //! controller's events `gang-starting` and the last rank's `worker-ready` without
@@ -15,7 +17,7 @@
 use std::{fs, path::Path};
 
 use nightshift_proto::v1::{Event, Job, JobSpec, Mode};
-use nightshift_tests::{cluster::Cluster, control, logs, models, ports, rows::Input, wait};
+use nightshift_tests::{cluster::Cluster, control, logs, models, ports, procfs, rows::Input, wait};
 
 use crate::{
     speed::{self, BATCH_ROWS, Finished, speed, texts},
@@ -37,7 +39,10 @@ const MODES: [(Mode, &str); 2] = [(Mode::Pipeline, "pipeline"), (Mode::Tensor, "
 
 pub(crate) async fn measure(table: &mut Table, quick: bool) {
     let (batches, rounds) = if quick { (2, 2) } else { (6, 5) };
-    let cluster = Cluster::builder("bench-gang").agents(2).config(CONFIG).start().await;
+    let mut cluster = Cluster::builder("bench-gang").agents(2).config(CONFIG).start().await;
+    for (core, agent) in cluster.agent_names().into_iter().enumerate() {
+        procfs::keep_on_core(cluster.agent_mut(&agent).pid(), core);
+    }
     let model = models::tiny("qwen3_moe", SHAPE);
     let input = speed::input(batches * BATCH_ROWS as usize, MAX_TOKENS);
     let file = cluster.path().join("input.jsonl");
