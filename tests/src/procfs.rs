@@ -106,29 +106,6 @@ fn stat_fields(pid: u32) -> Option<Vec<String>> {
     Some(rest.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_very_process_is_seen() {
-        let me = seen(std::process::id()).expect("a running process is in /proc");
-        assert!(me.start_ticks > 0 && !me.command.is_empty());
-        assert!(resident_bytes(me.pid) > Some(1 << 20));
-        assert!(peak_resident_bytes(me.pid) >= resident_bytes(me.pid).map(|bytes| bytes / 2));
-        assert!(cpu_time(me.pid).is_some());
-        assert!(!is_stopped(me.pid));
-        let marker = me.command.split(' ').next().expect("a command has a first word").to_owned();
-        assert!(processes_of(Path::new(&marker)).contains(&me));
-    }
-
-    #[test]
-    fn a_number_nobody_has_gives_nothing() {
-        assert_eq!(seen(u32::MAX), None);
-        assert_eq!(cpu_time(u32::MAX), None);
-    }
-}
-
 /// Keeps a process, all its threads and whatever it starts from now on to one processor of this machine. Nothing happens
 /// where there are not so many, or where the system has no such call.
 pub fn keep_on_core(pid: u32, core: usize) {
@@ -155,3 +132,26 @@ fn keep_thread_on_core(thread: i32, core: usize) {
 
 #[cfg(not(target_os = "linux"))]
 fn keep_thread_on_core(_thread: i32, _core: usize) {}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_very_process_is_seen() {
+        let me = seen(std::process::id()).expect("a running process is in /proc");
+        assert!(me.start_ticks > 0 && !me.command.is_empty());
+        assert!(resident_bytes(me.pid) > Some(1 << 20));
+        assert!(peak_resident_bytes(me.pid) >= resident_bytes(me.pid).map(|bytes| bytes / 2));
+        assert!(cpu_time(me.pid).is_some());
+        assert!(!is_stopped(me.pid));
+        let marker = me.command.split(' ').next().expect("a command has a first word").to_owned();
+        assert!(processes_of(Path::new(&marker)).contains(&me));
+    }
+
+    #[test]
+    fn a_number_nobody_has_gives_nothing() {
+        assert_eq!(seen(u32::MAX), None);
+        assert_eq!(cpu_time(u32::MAX), None);
+    }
+}

@@ -15,8 +15,8 @@ use crate::sharded::ONE_AT_A_TIME;
 
 const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
 
-/// A plan's context may be all prompt, and is counted so, as caches are that grow by 256 tokens: answers are short here,
-/// and end where a cache is full. A second batch of rows keeps the worker until its peak has been told.
+/// A plan's context may be all prompt, and is counted so: answers are short here, and in the small shapes end where a cache,
+/// which grows by 256 tokens, is full. A second batch of rows keeps the worker until its peak has been told.
 const ANSWER_TOKENS: u32 = 4;
 const BATCHES: u32 = 2;
 
