@@ -163,8 +163,8 @@ impl Driver {
         notes: Vec<EventDraft>,
         cancel: CancellationToken,
     ) -> Result<(), Stuck> {
-        let ledger::Replay { jobs, nodes, models, repairs, remains, .. } = replay;
-        self.apply(Event::Remembered(models), &[]).await;
+        let ledger::Replay { jobs, nodes, models, incidents, repairs, remains, .. } = replay;
+        self.apply(Event::Remembered { models, incidents }, &[]).await;
         self.apply(Event::Started { jobs, nodes, repairs, remains }, &[]).await;
         for note in notes {
             self.apply(Event::Note(note), &[]).await;

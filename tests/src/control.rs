@@ -297,3 +297,9 @@ async fn retried<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, Status>)
     })
     .await
 }
+
+/// How often all of these happened: the same fault again within minutes is the same incident.
+#[must_use]
+pub fn times(incidents: &[Incident]) -> usize {
+    incidents.iter().map(|incident| incident.times as usize).sum()
+}

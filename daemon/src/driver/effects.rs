@@ -42,6 +42,11 @@ impl Driver {
                         tracing::warn!(error = %chain(&error), "what was learned of a model was not written");
                     }
                 }
+                Effect::RecordIncident(incident) => {
+                    if let Err(error) = self.ledger.put_incident(*incident).await {
+                        tracing::warn!(error = %chain(&error), "an incident was not written; it is in this log");
+                    }
+                }
                 Effect::Send { node, session, command } => self.send(&node, session, command, queue),
                 Effect::CloseSession { node, session, reason } => {
                     tracing::info!(%node, reason, "closing the connection");

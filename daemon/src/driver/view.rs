@@ -307,5 +307,7 @@ fn incident_message(incident: &Incident) -> v1::Incident {
         rows_requeued: incident.rows_requeued,
         tokens_lost: 0,
         tokens_saved: incident.tokens_saved,
+        times: incident.times,
+        last_unix_ms: incident.last_unix_ms,
     }
 }

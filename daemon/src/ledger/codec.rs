@@ -52,6 +52,7 @@ pub(crate) mod key {
     pub(crate) const JOBS: &[u8] = b"j";
     pub(crate) const NODES: &[u8] = b"n";
     pub(crate) const MODELS: &[u8] = b"m";
+    pub(crate) const INCIDENTS: &[u8] = b"i";
     pub(crate) const ROWS: &[u8] = b"r";
     pub(crate) const CHECKPOINTS: &[u8] = b"c";
     pub(crate) const EVENTS: &[u8] = b"e";
@@ -68,6 +69,11 @@ pub(crate) mod key {
     /// By the fingerprint of its files.
     pub(crate) fn model(fingerprint: &str) -> Vec<u8> {
         [MODELS, fingerprint.as_bytes()].concat()
+    }
+
+    /// An incident.
+    pub(crate) fn incident(id: u64) -> Vec<u8> {
+        numbered(INCIDENTS, id)
     }
 
     /// Prefix of a job's row records.

@@ -11,7 +11,10 @@
 //! cuts the files back to their recorded length and fails the rows of the jobs concerned, nothing else. A failure in 3
 //! leaves open what the store holds: the whole state is read again from disk before the next request is looked at.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{
     codec::RowEntry,
@@ -22,8 +25,8 @@ use super::{
     kv::{self, Batch, Kv},
 };
 use crate::model::{
-    Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, LearnedModel, NodeId, NodeRecord,
-    RowIx,
+    Checkpoint, EventDraft, EventRecord, FinishedRow, Incident, JobId, JobRecord, LearnedModel, NodeId,
+    NodeRecord, RowIx,
 };
 
 /// What the ledger is asked to do.
@@ -47,6 +50,8 @@ pub enum Request {
     PutNode(NodeRecord),
     /// Record what has been learned of a model.
     PutModel(LearnedModel),
+    /// Record an incident as it stands.
+    PutIncident(Box<Incident>),
     /// Number events and keep them.
     AppendEvents(Vec<EventDraft>, u64),
     /// Read events.
@@ -129,6 +134,8 @@ pub struct Core<D, K> {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) last_job: u64,
     pub(crate) events: EventLog,
+    /// The numbers of the incidents kept.
+    pub(crate) incidents: BTreeSet<u64>,
     pub(crate) checkpoint_bytes: usize,
     /// What is in memory may not be what is on disk: read all again before anything else.
     pub(crate) is_stale: bool,
@@ -244,6 +251,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
             }
             Request::PutNode(record) => self.put_node(&record, group).map(|()| Reply::Done),
             Request::PutModel(model) => self.put_model(&model, group).map(|()| Reply::Done),
+            Request::PutIncident(incident) => self.put_incident(&incident, group).map(|()| Reply::Done),
             Request::AppendEvents(events, unix_ms) => {
                 self.append_events(events, unix_ms, group).map(Reply::Events)
             }

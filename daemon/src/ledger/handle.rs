@@ -21,7 +21,8 @@ use super::{
 use crate::{
     intake,
     model::{
-        Checkpoint, EventDraft, EventRecord, FinishedRow, JobId, JobRecord, LearnedModel, NodeRecord, RowIx,
+        Checkpoint, EventDraft, EventRecord, FinishedRow, Incident, JobId, JobRecord, LearnedModel,
+        NodeRecord, RowIx,
     },
 };
 
@@ -143,6 +144,14 @@ impl Handle {
     /// When the disk is full or cannot be written.
     pub async fn put_model(&self, model: LearnedModel) -> Result<(), Error> {
         self.done(Request::PutModel(model)).await
+    }
+
+    /// Records an incident as it stands; durable on return.
+    ///
+    /// # Errors
+    /// When the disk is full or cannot be written.
+    pub async fn put_incident(&self, incident: Incident) -> Result<(), Error> {
+        self.done(Request::PutIncident(Box::new(incident))).await
     }
 
     /// Numbers events and keeps them; durable within a second.

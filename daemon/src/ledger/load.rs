@@ -30,9 +30,11 @@ use super::{
     job_files::{self, JobFiles, Small, SpecFile, StoredJob},
     kv::{self, Batch, Kv},
     longvalue::{self, Joined, Joiner},
-    records::put_state,
+    records::{MOST_INCIDENTS, put_state},
 };
-use crate::model::{Checkpoint, JobId, JobRecord, JobState, LearnedModel, NodeRecord, ReplayedJob, RowIx};
+use crate::model::{
+    Checkpoint, Incident, JobId, JobRecord, JobState, LearnedModel, NodeRecord, ReplayedJob, RowIx,
+};
 
 /// The format of the whole ledger: which keys there are and what they mean.
 const FORMAT: u32 = 1;
@@ -49,6 +51,8 @@ pub struct Replay {
     pub nodes: Vec<NodeRecord>,
     /// What has been learned of models, the newest first.
     pub models: Vec<LearnedModel>,
+    /// Incidents, the oldest first.
+    pub incidents: Vec<Incident>,
     /// What had to be repaired, a sentence each.
     pub repairs: Vec<String>,
     /// What a kill leaves behind in the ordinary course of things, and was put right: nothing to worry about.
@@ -83,6 +87,7 @@ pub(crate) struct Loaded {
     findings: Findings,
     nodes: Vec<NodeRecord>,
     models: Vec<LearnedModel>,
+    incidents: Vec<Incident>,
     pub(crate) checkpoints: Vec<(JobId, RowIx, Checkpoint)>,
 }
 
@@ -99,13 +104,14 @@ impl<D: Disk, K: Kv> Core<D, K> {
             jobs: BTreeMap::new(),
             last_job: 0,
             events: EventLog::default(),
+            incidents: BTreeSet::new(),
             checkpoint_bytes: 0,
             is_stale: true,
             is_dirty: false,
             unwanted: Vec::new(),
         };
         core.remove_incoming()?;
-        let Loaded { findings, nodes, models, checkpoints } = core.load(now_unix_ms)?;
+        let Loaded { findings, nodes, models, incidents, checkpoints } = core.load(now_unix_ms)?;
         let mut jobs: BTreeMap<_, _> = core.jobs.iter().map(|(id, job)| (*id, replayed(job))).collect();
         for (job, row, checkpoint) in checkpoints {
             if let Some(job) = jobs.get_mut(&job) {
@@ -114,7 +120,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
         }
         let next_job = JobId(core.last_job + 1);
         let Findings { repairs, remains } = findings;
-        let replay = Replay { jobs: jobs.into_values().collect(), nodes, models, repairs, remains, next_job };
+        let jobs = jobs.into_values().collect();
+        let replay = Replay { jobs, nodes, models, incidents, repairs, remains, next_job };
         Ok((core, replay))
     }
 
@@ -195,6 +202,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
         loaded.checkpoints = self.load_checkpoints(&mut batch)?;
         loaded.nodes = self.load_records(key::NODES, &mut batch)?;
         self.load_models(&mut loaded, &mut batch)?;
+        loaded.incidents = self.load_incidents(&mut batch)?;
         // Event numbers of a lost ledger are not known; the time is above all that were given out.
         self.load_events(if start == Start::Rebuilt { now_unix_ms / 1000 } else { 0 })?;
         if start == Start::Rebuilt {
@@ -418,6 +426,16 @@ impl<D: Disk, K: Kv> Core<D, K> {
             batch.remove(key::model(&model.fingerprint));
         }
         Ok(())
+    }
+
+    /// The newest ones.
+    fn load_incidents(&mut self, batch: &mut Batch) -> Result<Vec<Incident>, Error> {
+        let mut found: Vec<Incident> = self.load_records(key::INCIDENTS, batch)?;
+        for old in found.drain(..found.len().saturating_sub(MOST_INCIDENTS)) {
+            batch.remove(key::incident(old.id));
+        }
+        self.incidents = found.iter().map(|incident| incident.id).collect();
+        Ok(found)
     }
 
     fn load_events(&mut self, at_least: u64) -> Result<(), Error> {

@@ -10,10 +10,16 @@ use super::{
     kv::{Batch, Kv, VALUE_BYTES_MAX},
     longvalue,
 };
-use crate::model::{JobId, JobRecord, LearnedModel, NodeRecord};
+use crate::model::{Incident, JobId, JobRecord, LearnedModel, NodeRecord};
 
 /// Bytes a job's record may take: a name, a path, a sentence, a launch a node.
 const JOB_BYTES_MAX: usize = 1 << 20;
+
+/// Incidents kept: a bad week, and a few megabytes at most.
+pub(crate) const MOST_INCIDENTS: usize = 500;
+
+/// Characters kept of one of an incident's sentences: an error message can be pages long.
+const SENTENCE_CHARS_MAX: usize = 300;
 
 impl<D: Disk, K: Kv> Core<D, K> {
     /// Makes a job of a staged submission: its directory first, then the record, then `state.json`, which says that it
@@ -152,6 +158,20 @@ impl<D: Disk, K: Kv> Core<D, K> {
         self.put_small(key::model(&model.fingerprint), &to_json(model), what, group)
     }
 
+    /// Records an incident as it stands; the oldest go when there are too many. One value each: a crash leaves it as it
+    /// was or as it is.
+    pub(crate) fn put_incident(&mut self, incident: &Incident, group: &mut Group) -> Result<(), Error> {
+        let what = || format!("incident {}", incident.id);
+        self.put_small(key::incident(incident.id), &fitting(incident), what, group)?;
+        self.incidents.insert(incident.id);
+        while self.incidents.len() > MOST_INCIDENTS
+            && let Some(id) = self.incidents.pop_first()
+        {
+            group.batch.remove(key::incident(id));
+        }
+        Ok(())
+    }
+
     fn put_small(
         &mut self,
         key: Vec<u8>,
@@ -182,6 +202,33 @@ pub(crate) fn put_state(
         return Err(Error::TooLarge { what, bytes: json.len(), max_bytes: JOB_BYTES_MAX });
     }
     Ok(longvalue::put(batch, &key::job(state.record.id), &json, old))
+}
+
+/// An incident with as much of its evidence as there is room for. The first line is the error, the last ones are what came
+/// just before; what is between them goes first.
+fn fitting(incident: &Incident) -> Vec<u8> {
+    // Some bytes are for the seal.
+    let room = VALUE_BYTES_MAX - 64;
+    let json = to_json(incident);
+    if json.len() <= room {
+        return json;
+    }
+    let mut shorter = incident.clone();
+    for sentence in [&mut shorter.summary, &mut shorter.action, &mut shorter.outcome]
+        .into_iter()
+        .chain(&mut shorter.evidence)
+    {
+        if let Some((at, _)) = sentence.char_indices().nth(SENTENCE_CHARS_MAX) {
+            sentence.truncate(at);
+            sentence.push('…');
+        }
+    }
+    let mut json = to_json(&shorter);
+    while json.len() > room && !shorter.evidence.is_empty() {
+        shorter.evidence.remove(1.min(shorter.evidence.len() - 1));
+        json = to_json(&shorter);
+    }
+    json
 }
 
 /// Plain data of strings and numbers always has a JSON form.

@@ -1,9 +1,12 @@
 //! Incidents: a fault, what was seen of it, what was done, and what it cost.
 
+use serde::{Deserialize, Serialize};
+
 use super::ids::{JobId, NodeId};
 
 /// What went wrong. The stable words of the protocol are in [`Fault::word`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// A worker process ended without being asked.
     WorkerExited,
@@ -41,9 +44,9 @@ impl Fault {
 }
 
 /// A fault from its first sign to its end.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Incident {
-    /// Counts up within one run of the controller.
+    /// Counts up from 1; never used again.
     pub id: u64,
     /// What kind.
     pub fault: Fault,
@@ -53,6 +56,10 @@ pub struct Incident {
     pub job: Option<JobId>,
     /// When it was noticed.
     pub opened_unix_ms: u64,
+    /// How often it has happened in a row; the costs are of all times together.
+    pub times: u32,
+    /// When it was noticed last.
+    pub last_unix_ms: u64,
     /// When it was over; `None` while it lasts.
     pub closed_unix_ms: Option<u64>,
     /// What was seen: one sentence.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::fit::Span;
 use crate::model::{
-    Backend, EventDraft, JobId, JobRecord, LearnedModel, Mode, NodeId, NodeRecord, RowIx, WorkerKey,
+    Backend, EventDraft, Incident, JobId, JobRecord, LearnedModel, Mode, NodeId, NodeRecord, RowIx, WorkerKey,
 };
 
 use super::event::{SessionId, WorkerSettings};
@@ -132,6 +132,8 @@ pub enum Effect {
     RecordNode(NodeRecord),
     /// Write what has been learned of a model; durable.
     RecordModel(Box<LearnedModel>),
+    /// Write an incident as it stands; durable.
+    RecordIncident(Box<Incident>),
     /// Tell an agent something, if the connection is still this one.
     Send {
         /// Whom.

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use crate::{
     fit::{ModelFacts, NodeMemory},
     model::{
-        Checkpoint, EventDraft, JobId, JobRecord, JobSpec, LearnedModel, NodeId, NodeRecord, ReplayedJob,
-        RowIx, WorkerKey,
+        Checkpoint, EventDraft, Incident, JobId, JobRecord, JobSpec, LearnedModel, NodeId, NodeRecord,
+        ReplayedJob, RowIx, WorkerKey,
     },
     planner::Interface,
 };
@@ -272,8 +272,13 @@ pub enum Event {
         /// What the end of the controller before left behind in the ordinary course of things, and was put right.
         remains: Vec<String>,
     },
-    /// The controller starts: what has been learned of models before.
-    Remembered(Vec<LearnedModel>),
+    /// The controller starts: what controllers before it have learned and noted.
+    Remembered {
+        /// Of models.
+        models: Vec<LearnedModel>,
+        /// Incidents, the oldest first.
+        incidents: Vec<Incident>,
+    },
     /// Time has passed.
     Tick,
     /// The configuration changed.

@@ -1,17 +1,26 @@
-//! The book of incidents of this run.
+//! The book of incidents. It outlives the controller: what changes in it is recorded.
+//!
+//! The same fault with the same cause at the same place, again and again, is one incident that counts how often: a link that
+//! is away for a night shall not push everything else out of the morning's page.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::event::Now;
 use crate::model::{Fault, Incident, JobId, NodeId};
 
-/// Enough for a bad night to be read in the morning; older closed ones are in the events.
+/// Enough for a bad week to be read; older ones are in the events.
 const KEPT: usize = 500;
+
+/// Of the same fault: how long after the end of one the next is still the same incident. Longer than the longest pause
+/// between two tries.
+const SAME_WITHIN_MS: u64 = 10 * 60_000;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Incidents {
     newest_last: VecDeque<Incident>,
-    opened: u64,
+    last_id: u64,
+    /// To be recorded.
+    changed: BTreeSet<u64>,
 }
 
 /// What an incident starts with.
@@ -27,17 +36,39 @@ pub(super) struct Opening {
 }
 
 impl Incidents {
+    /// Those of controllers before this one, the oldest first.
+    pub(super) fn remember(&mut self, incidents: Vec<Incident>) {
+        self.last_id = incidents.last().map_or(0, |incident| incident.id);
+        self.newest_last = incidents.into();
+    }
+
     pub(super) fn open(&mut self, now: Now, fault: Fault, opening: Opening) {
-        self.opened += 1;
+        if let Some(known) =
+            self.newest_last.iter_mut().rev().find(|known| is_again(known, now, fault, &opening))
+        {
+            known.times = known.times.saturating_add(1);
+            known.last_unix_ms = now.unix_ms;
+            known.closed_unix_ms = None;
+            known.outcome.clear();
+            known.summary = opening.summary;
+            known.action = opening.action;
+            known.rows_requeued += opening.rows_requeued;
+            known.tokens_saved += opening.tokens_saved;
+            self.changed.insert(known.id);
+            return;
+        }
+        self.last_id += 1;
         if self.newest_last.len() == KEPT {
             self.newest_last.pop_front();
         }
         self.newest_last.push_back(Incident {
-            id: self.opened,
+            id: self.last_id,
             fault,
             node: opening.node,
             job: opening.job,
             opened_unix_ms: now.unix_ms,
+            times: 1,
+            last_unix_ms: now.unix_ms,
             closed_unix_ms: None,
             summary: opening.summary,
             action: opening.action,
@@ -46,6 +77,7 @@ impl Incidents {
             rows_requeued: opening.rows_requeued,
             tokens_saved: opening.tokens_saved,
         });
+        self.changed.insert(self.last_id);
     }
 
     /// Closes all open incidents that `is_over` names.
@@ -54,11 +86,120 @@ impl Incidents {
             if is_over(incident) {
                 incident.closed_unix_ms = Some(now.unix_ms);
                 outcome.clone_into(&mut incident.outcome);
+                self.changed.insert(incident.id);
             }
         }
     }
 
     pub(super) fn newest_first(&self) -> impl Iterator<Item = &Incident> {
         self.newest_last.iter().rev()
+    }
+
+    /// Those that changed since this was last asked, the oldest first.
+    pub(super) fn take_changed(&mut self) -> impl Iterator<Item = Incident> {
+        let changed = std::mem::take(&mut self.changed);
+        self.newest_last.iter().filter(move |incident| changed.contains(&incident.id)).cloned()
+    }
+}
+
+/// Whether the fault is the known incident once more. What begins with the same line of evidence has the same cause.
+fn is_again(known: &Incident, now: Now, fault: Fault, opening: &Opening) -> bool {
+    let since_end_ms = known.closed_unix_ms.map_or(0, |closed| now.unix_ms.saturating_sub(closed));
+    known.fault == fault
+        // Each repair is another one.
+        && fault != Fault::LedgerRepaired
+        && known.node == opening.node
+        && known.job == opening.job
+        && known.evidence.first() == opening.evidence.first()
+        && since_end_ms <= SAME_WITHIN_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE_MS: u64 = 60_000;
+
+    fn at(minute: u64) -> Now {
+        Now { mono_ms: minute * MINUTE_MS, unix_ms: minute * MINUTE_MS }
+    }
+
+    fn opening(node: &str, cause: &str) -> Opening {
+        Opening {
+            node: Some(node.into()),
+            summary: format!("{cause} on {node}"),
+            evidence: vec![cause.to_owned()],
+            rows_requeued: 2,
+            ..Opening::default()
+        }
+    }
+
+    fn close_all(book: &mut Incidents, minute: u64) {
+        book.close(at(minute), "over", |_| true);
+    }
+
+    #[test]
+    fn the_same_again_is_one_incident_that_counts() {
+        let mut book = Incidents::default();
+        for minute in 0..100 {
+            book.open(at(minute), Fault::WorkerExited, opening("a", "no route"));
+            close_all(&mut book, minute);
+        }
+        let all: Vec<&Incident> = book.newest_first().collect();
+        assert_eq!(all.len(), 1);
+        assert_eq!((all[0].times, all[0].rows_requeued), (100, 200));
+        assert_eq!((all[0].opened_unix_ms, all[0].last_unix_ms), (0, 99 * MINUTE_MS));
+    }
+
+    #[test]
+    fn another_place_another_cause_and_another_time_are_other_incidents() {
+        let mut book = Incidents::default();
+        book.open(at(0), Fault::WorkerExited, opening("a", "no route"));
+        book.open(at(0), Fault::WorkerExited, opening("b", "no route"));
+        book.open(at(0), Fault::WorkerExited, opening("a", "out of memory"));
+        book.open(at(0), Fault::WorkerSilent, opening("a", "no route"));
+        close_all(&mut book, 0);
+        book.open(at(11), Fault::WorkerExited, opening("a", "no route"));
+        book.open(at(11), Fault::LedgerRepaired, Opening::default());
+        book.open(at(11), Fault::LedgerRepaired, Opening::default());
+        assert_eq!(book.newest_first().count(), 7);
+        assert!(book.newest_first().all(|incident| incident.times == 1));
+    }
+
+    #[test]
+    fn an_open_incident_stays_the_same_however_long_it_lasts() {
+        let mut book = Incidents::default();
+        book.open(at(0), Fault::NodeSilent, opening("a", ""));
+        book.open(at(500), Fault::NodeSilent, opening("a", ""));
+        assert_eq!(book.newest_first().next().map(|incident| incident.times), Some(2));
+    }
+
+    #[test]
+    fn every_change_is_told_once_and_numbers_go_on_after_a_restart() {
+        let mut book = Incidents::default();
+        book.open(at(0), Fault::WorkerExited, opening("a", "x"));
+        book.open(at(1), Fault::WorkerExited, opening("b", "x"));
+        let told: Vec<Incident> = book.take_changed().collect();
+        assert_eq!(told.iter().map(|incident| incident.id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(book.take_changed().count(), 0);
+        book.close(at(2), "over", |incident| incident.id == 2);
+        assert_eq!(book.take_changed().map(|incident| incident.id).collect::<Vec<_>>(), [2]);
+
+        let mut after = Incidents::default();
+        after.remember(told);
+        assert_eq!(after.take_changed().count(), 0);
+        after.open(at(2), Fault::WorkerSilent, opening("a", "x"));
+        assert_eq!(after.take_changed().map(|incident| incident.id).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn the_book_is_bounded() {
+        let mut book = Incidents::default();
+        for number in 0..KEPT + 7 {
+            book.open(at(0), Fault::WorkerExited, opening("a", &number.to_string()));
+        }
+        assert_eq!(book.newest_first().count(), KEPT);
+        assert_eq!(book.newest_first().last().map(|incident| incident.id), Some(8));
+        assert_eq!(book.take_changed().count(), KEPT, "what fell out is not recorded any more");
     }
 }

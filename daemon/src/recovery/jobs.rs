@@ -21,6 +21,7 @@ impl Machine {
             node.facts.boot_id = record.boot_id;
             self.nodes.insert(record.id, node);
         }
+        self.close_incidents_before(now);
         for replayed in jobs {
             let id = replayed.record.id;
             let mut job = Job::new(replayed.record);
@@ -41,6 +42,18 @@ impl Machine {
             }
             self.jobs.insert(id, job);
         }
+    }
+
+    /// Incidents that a controller before this one left open, and nothing that can still happen would close.
+    fn close_incidents_before(&mut self, now: Now) {
+        let nodes = &self.nodes;
+        self.incidents.close(now, "it was not seen again", |incident| {
+            incident.fault == Fault::NodeSilent
+                && incident.node.as_ref().is_some_and(|node| !nodes.contains_key(node))
+        });
+        // Where the disk is still full, it shows with the first result.
+        self.incidents
+            .close(now, "the controller was started anew", |incident| incident.fault == Fault::DiskFull);
     }
 
     pub(super) fn tell_of_repairs(&mut self, now: Now, repairs: Vec<String>, remains: Vec<String>) {

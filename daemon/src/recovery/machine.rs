@@ -67,8 +67,9 @@ impl Machine {
                 self.on_started(now, jobs, nodes);
                 self.tell_of_repairs(now, repairs, remains);
             }
-            Event::Remembered(models) => {
+            Event::Remembered { models, incidents } => {
                 self.on_remembered(models);
+                self.incidents.remember(incidents);
                 reconsider = false;
             }
             Event::Tick => self.on_tick(now),
@@ -129,6 +130,8 @@ impl Machine {
             self.ask_about_models();
             self.dispatch(now);
         }
+        self.out
+            .extend(self.incidents.take_changed().map(|incident| Effect::RecordIncident(Box::new(incident))));
         std::mem::take(&mut self.out)
     }
 

@@ -34,7 +34,7 @@ impl Machine {
             acked_spool_seq: None,
             must_resend: false,
         });
-        let was_silent = std::mem::take(&mut node.silence_answered);
+        node.silence_answered = false;
         node.heard(now);
         let record = node.record();
         self.out.push(Effect::RecordNode(record.clone()));
@@ -45,7 +45,7 @@ impl Machine {
         if record.draining {
             self.send(&id, Command::Drain { draining: true });
         }
-        self.tell_of_return(now, &id, &before, &facts, was_silent);
+        self.tell_of_return(now, &id, &before, &facts);
         self.refresh_links();
         let held = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
@@ -53,14 +53,7 @@ impl Machine {
         }
     }
 
-    fn tell_of_return(
-        &mut self,
-        now: Now,
-        id: &NodeId,
-        before: &NodeFacts,
-        facts: &NodeFacts,
-        was_silent: bool,
-    ) {
+    fn tell_of_return(&mut self, now: Now, id: &NodeId, before: &NodeFacts, facts: &NodeFacts) {
         let rebooted = !before.boot_id.is_empty() && before.boot_id != facts.boot_id;
         let message = if rebooted {
             format!("{id} is back after a reboot")
@@ -82,10 +75,9 @@ impl Machine {
             self.incidents
                 .close(now, "it is back", |i| i.fault == Fault::NodeRebooted && i.node.as_ref() == Some(id));
         }
-        if was_silent {
-            self.incidents
-                .close(now, "it is back", |i| i.fault == Fault::NodeSilent && i.node.as_ref() == Some(id));
-        }
+        // Whoever answered its silence may have been a controller before this one.
+        self.incidents
+            .close(now, "it is back", |i| i.fault == Fault::NodeSilent && i.node.as_ref() == Some(id));
         self.emit(Severity::Info, "node-connected", Some(id), None, message);
         if let Some(problem) = &facts.runtime_problem {
             let message = format!("{id} cannot run workers: {problem}");

@@ -81,7 +81,11 @@ async fn killed() {
         let incidents = usize::from(rank == 0) + 1;
         wait::eventually("an incident a gang", wait::SOON, async || {
             let found = cluster.control().incidents("worker-exited").await;
-            if found.len() == incidents { Ok(()) } else { Err(format!("{found:#?}")) }
+            if nightshift_tests::control::times(&found) == incidents {
+                Ok(())
+            } else {
+                Err(format!("{found:#?}"))
+            }
         })
         .await;
     }

@@ -131,6 +131,10 @@ fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
         text.push_str(&capital(&sentence(part)));
     }
     let mut cost = Vec::new();
+    if incident.times > 1 {
+        let last = incident.last_at.map(|at| format!(", last at {}", screen.moment(at.0).trim_start()));
+        cost.push(format!("{} times{}", incident.times, last.unwrap_or_default()));
+    }
     if incident.rows_requeued > 0 {
         cost.push(format!("{} handed out again", plural(incident.rows_requeued, "row", "rows")));
     }

@@ -82,6 +82,10 @@ pub struct IncidentView {
     pub job: Option<String>,
     /// When it was seen.
     pub opened_at: Option<At>,
+    /// How often it happened in a row; the costs are of all times together.
+    pub times: u32,
+    /// When it happened last.
+    pub last_at: Option<At>,
     /// None while it is open.
     pub closed_at: Option<At>,
     /// What was seen.
@@ -108,6 +112,8 @@ impl From<v1::Incident> for IncidentView {
             node: text(incident.node_id),
             job: nonzero(incident.job_id).map(job_name),
             opened_at: At::from_unix_ms(incident.opened_unix_ms),
+            times: incident.times.max(1),
+            last_at: At::from_unix_ms(incident.last_unix_ms),
             closed_at: At::from_unix_ms(incident.closed_unix_ms),
             summary: incident.summary,
             action: text(incident.action),

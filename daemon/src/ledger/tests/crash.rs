@@ -32,6 +32,7 @@ pub(super) fn script() -> Vec<Vec<Action>> {
         vec![
             commit(&[(1, 3, true)]),
             Action::PutModel,
+            Action::PutIncident(5_000),
             Action::PutNode { draining: false },
             Action::Events(1),
         ],
@@ -128,6 +129,7 @@ pub(super) fn action() -> impl Strategy<Value = Action> {
         1 => (0_usize..3, prop::bool::weighted(0.1)).prop_map(|(job, over)| Action::PutJob { job, over }),
         1 => any::<bool>().prop_map(|draining| Action::PutNode { draining }),
         1 => Just(Action::PutModel),
+        1 => prop_oneof![0_usize..100, 3_000_usize..5_000].prop_map(Action::PutIncident),
         1 => (1_usize..4).prop_map(Action::Events),
         1 => Just(Action::Flush),
     ]

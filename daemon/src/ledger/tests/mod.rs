@@ -12,7 +12,7 @@ mod speed;
 
 use bytes::Bytes;
 
-use crate::model::{FinishedRow, JobId, JobRecord, RowIx};
+use crate::model::{Fault, FinishedRow, Incident, JobId, JobRecord, RowIx};
 
 /// A job's record with defaults for everything.
 fn job_record(job: u64, rows_total: u32) -> JobRecord {
@@ -24,6 +24,26 @@ fn job_record(job: u64, rows_total: u32) -> JobRecord {
         "created_unix_ms": 1_000 + job,
     }))
     .unwrap()
+}
+
+/// An incident, recognisable by `mark`, with about so many bytes of evidence.
+fn incident(id: u64, mark: u64, evidence_bytes: usize) -> Incident {
+    Incident {
+        id,
+        fault: Fault::WorkerExited,
+        node: Some("a".into()),
+        job: Some(JobId(1)),
+        opened_unix_ms: 1,
+        times: 1,
+        last_unix_ms: mark,
+        closed_unix_ms: None,
+        summary: "it ended".to_owned(),
+        action: "it was started again".to_owned(),
+        outcome: String::new(),
+        evidence: vec!["e".repeat(400); evidence_bytes / 400],
+        rows_requeued: 3,
+        tokens_saved: 4,
+    }
 }
 
 /// An answer (200) or an error, recognisable by `mark`.

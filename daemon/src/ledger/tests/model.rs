@@ -11,8 +11,8 @@ use crate::{
         sim::{SimDisk, SimKv, World},
     },
     model::{
-        Checkpoint, Epoch, EventDraft, FinishedRow, JobId, JobRecord, JobState, LearnedModel, NodeRecord,
-        RowIx, Severity,
+        Checkpoint, Epoch, EventDraft, FinishedRow, Incident, JobId, JobRecord, JobState, LearnedModel,
+        NodeRecord, RowIx, Severity,
     },
 };
 
@@ -35,6 +35,8 @@ pub(super) enum Action {
         over: bool,
     },
     PutModel,
+    /// With so many bytes of evidence.
+    PutIncident(usize),
     PutNode {
         draining: bool,
     },
@@ -91,6 +93,7 @@ pub(super) struct Model {
     checkpoints: BTreeMap<(JobId, RowIx), Vec<Checkpoint>>,
     node: Candidates<NodeRecord>,
     learned: Candidates<LearnedModel>,
+    incident: Candidates<Incident>,
     highest_seq: u64,
     next_mark: u64,
 }
@@ -173,6 +176,12 @@ impl Model {
                 self.learned.attempt(model.clone());
                 Some(Request::PutModel(model))
             }
+            Action::PutIncident(evidence_bytes) => {
+                let incident = super::incident(1, self.next_mark, *evidence_bytes);
+                self.next_mark += 1;
+                self.incident.attempt(incident.clone());
+                Some(Request::PutIncident(Box::new(incident)))
+            }
             Action::PutNode { draining } => {
                 let record = NodeRecord {
                     id: "a".into(),
@@ -226,6 +235,7 @@ impl Model {
             }
             (Request::PutNode(record), Reply::Done) => self.node.acknowledge(record),
             (Request::PutModel(model), Reply::Done) => self.learned.acknowledge(model),
+            (Request::PutIncident(incident), Reply::Done) => self.incident.acknowledge(*incident),
             (Request::PutCheckpoints(..), Reply::Done) => {}
             (Request::Commit(rows), Reply::Committed(committed)) => {
                 let duplicates: u32 = committed.jobs.iter().map(|job| job.duplicates).sum();
@@ -301,6 +311,11 @@ impl Model {
             [model] => self.learned.check(Some(model), "what was learned"),
             more => panic!("{more:?}"),
         }
+        match replay.incidents.as_slice() {
+            [] => self.incident.check(None, "the incident"),
+            [incident] => self.incident.check(Some(incident), "the incident"),
+            more => panic!("{more:?}"),
+        }
         // What is there now counts as acknowledged: it must not go away again.
         self.created = found.keys().copied().collect();
         for (id, job) in found {
@@ -312,6 +327,7 @@ impl Model {
         self.next_job = self.next_job.max(replay.next_job.0);
         self.node = Candidates { acknowledged: replay.nodes.first().cloned(), tried: Vec::new() };
         self.learned = Candidates { acknowledged: replay.models.first().cloned(), tried: Vec::new() };
+        self.incident = Candidates { acknowledged: replay.incidents.first().cloned(), tried: Vec::new() };
     }
 
     fn check_job(&mut self, world: &World, id: JobId, job: &crate::model::ReplayedJob) {
@@ -390,6 +406,7 @@ fn copy(request: &Request) -> Request {
         Request::PutCheckpoints(job, checkpoints) => Request::PutCheckpoints(*job, checkpoints.clone()),
         Request::PutNode(record) => Request::PutNode(record.clone()),
         Request::PutModel(model) => Request::PutModel(model.clone()),
+        Request::PutIncident(incident) => Request::PutIncident(incident.clone()),
         Request::AppendEvents(events, unix_ms) => Request::AppendEvents(events.clone(), *unix_ms),
         Request::ReadEvents(filter) => Request::ReadEvents(filter.clone()),
     }

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{finished, job_record};
+use super::{finished, incident, job_record};
 use crate::{
     intake::{Intake, Limits, Staged},
     ledger::{Batch, Error, EventFilter, Handle, InputReader, Kv, Options, Replay, SledKv, open},
@@ -85,6 +85,10 @@ async fn everything_put_is_there_after_a_restart() {
     for number in 0..130 {
         handle.put_model(learned(number)).await.unwrap();
     }
+    for id in 1..=502 {
+        handle.put_incident(incident(id, 2, 20_000)).await.unwrap();
+    }
+    handle.put_incident(incident(502, 3, 0)).await.unwrap();
     let event = EventDraft {
         severity: Severity::Info,
         kind: "k".into(),
@@ -109,6 +113,11 @@ async fn everything_put_is_there_after_a_restart() {
     assert_eq!(replay.nodes, [node]);
     let newest: Vec<LearnedModel> = (2..130).rev().map(learned).collect();
     assert_eq!(replay.models, newest, "the newest 128");
+    let ids: Vec<u64> = replay.incidents.iter().map(|incident| incident.id).collect();
+    assert_eq!(ids, (3..=502).collect::<Vec<_>>(), "the newest 500, the oldest first");
+    assert_eq!(replay.incidents[499], incident(502, 3, 0), "as it stood last");
+    let kept = replay.incidents[0].evidence.len();
+    assert!((15..25).contains(&kept), "{kept} lines: as much of the evidence as there is room for");
     let events = handle.read_events(EventFilter::default()).await.unwrap();
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(answers(dir.path(), 1).len(), 40);

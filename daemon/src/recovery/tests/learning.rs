@@ -66,7 +66,7 @@ fn a_whole_model_s_answer_is_kept_once_and_another_one_is_told() {
 fn a_pipeline_must_answer_what_a_whole_model_did_on_such_nodes() {
     let starts = |nodes: &[(u64, &str)], of: &str, mode| {
         let (mut kit, sessions) = cluster(nodes);
-        let _ = kit.tell(Event::Remembered(vec![known(of)]));
+        let _ = kit.tell(Event::Remembered { models: vec![known(of)], incidents: vec![] });
         let mut job = record(1, 100);
         job.spec.mode = mode;
         let mut effects = kit.tell(Event::JobAccepted(job));
@@ -132,7 +132,7 @@ fn a_measurement_outranks_the_rule_at_the_next_start() {
         ],
         ..LearnedModel::new(&fingerprint())
     };
-    let _ = kit.tell(Event::Remembered(vec![measured]));
+    let _ = kit.tell(Event::Remembered { models: vec![measured], incidents: vec![] });
     let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
     effects.extend(kit.wait(2_100, &sessions));
     let ranks: Vec<u32> = started(&effects).iter().map(|(_, worker)| worker.rank).collect();

@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::kit::{facts, large_model, machine, policy_with_a_network, record};
 use crate::{
-    model::{Epoch, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet, WorkerKey},
+    model::{
+        Epoch, Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet,
+        WorkerKey,
+    },
     recovery::*,
 };
 
@@ -81,6 +84,7 @@ struct SimAgent {
 struct Disk {
     jobs: BTreeMap<JobId, JobRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    incidents: BTreeMap<u64, Incident>,
     done: BTreeSet<(JobId, RowIx)>,
 }
 
@@ -140,6 +144,7 @@ impl Night {
                 }
                 Effect::RecordNode(node) => _ = self.disk.nodes.insert(node.id.clone(), node),
                 Effect::RecordModel(_) => {}
+                Effect::RecordIncident(incident) => _ = self.disk.incidents.insert(incident.id, *incident),
                 Effect::Send { node, session, command } => {
                     let agent = self.agents.get_mut(&node).unwrap();
                     if agent.session == Some(session) {
@@ -237,6 +242,8 @@ impl Night {
             }
         });
         let jobs = jobs.collect();
+        let incidents = self.disk.incidents.values().cloned().collect();
+        self.tell(Event::Remembered { models: vec![], incidents });
         let nodes = self.disk.nodes.values().cloned().collect();
         self.tell(Event::Started { jobs, nodes, repairs: vec![], remains: vec![] });
     }
@@ -545,6 +552,14 @@ impl Night {
             assert_eq!(job.record.state, JobState::Completed, "{} did not end: {job:#?}", job.record.id);
             let rows = self.disk.done.iter().filter(|(id, _)| *id == job.record.id).count();
             assert_eq!(rows, job.record.rows_total as usize, "{} misses rows", job.record.id);
+        }
+        // A node may stay away; everything else has an end.
+        let open =
+            |incident: &&Incident| incident.closed_unix_ms.is_none() && incident.fault != Fault::NodeSilent;
+        let open: Vec<&Incident> = self.machine.incidents().filter(open).collect();
+        assert!(open.is_empty(), "never closed: {open:#?}");
+        for incident in self.machine.incidents() {
+            assert_eq!(self.disk.incidents.get(&incident.id), Some(incident), "on disk as it is told");
         }
     }
 }

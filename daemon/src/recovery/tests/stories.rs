@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::{
-    model::{Checkpoint, Epoch, JobId, JobState, NodeId, NodeRecord, RowIx, WorkerKey},
+    model::{Checkpoint, Epoch, Incident, JobId, JobState, NodeId, NodeRecord, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -467,4 +467,43 @@ fn a_worker_of_a_job_that_is_over_is_stopped_before_the_node_gets_another() {
     let effects = kit.exit("a", worker, ExitClass::Killed);
     assert_eq!(started(&effects)[0].1.job, JobId(2));
     assert_eq!(kit.machine.incidents().count(), 0);
+}
+
+#[test]
+fn what_a_controller_left_open_is_closed_by_the_next() {
+    let mut kit = Kit::new();
+    let _ = kit.connect("a");
+    let _ = kit.tell(Event::JobAccepted(record(1, 100)));
+    let effects = kit.wait(6_000, &[]);
+    assert!(events(&effects).contains(&"node-silent"));
+    let effects = kit.tell(Event::StorageFailed { problem: "full".to_owned() });
+    let recorded = |effects: &[Effect]| -> Vec<Incident> {
+        let incidents = effects.iter().filter_map(|effect| match effect {
+            Effect::RecordIncident(incident) => Some((**incident).clone()),
+            _ => None,
+        });
+        incidents.collect()
+    };
+    assert_eq!(recorded(&effects).len(), 1, "told when it changes, and no more than that");
+    let mut left: Vec<Incident> = kit.machine.incidents().cloned().collect();
+    left.reverse();
+    assert_eq!(left.iter().filter(|incident| incident.closed_unix_ms.is_none()).count(), 2);
+    let nodes = vec![NodeRecord {
+        id: "a".into(),
+        draining: false,
+        last_seen_unix_ms: kit.now.unix_ms,
+        boot_id: "boot-1".to_owned(),
+    }];
+
+    let mut kit = Kit::new();
+    let _ = kit.tell(Event::Remembered { models: vec![], incidents: left });
+    let _ = kit.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
+    let open = |kit: &Kit| -> Vec<&'static str> {
+        let open = kit.machine.incidents().filter(|incident| incident.closed_unix_ms.is_none());
+        open.map(|incident| incident.fault.word()).collect()
+    };
+    assert_eq!(open(&kit), ["node-silent"], "a full disk shows again by itself");
+    let (_, effects) = kit.connect("a");
+    assert_eq!(open(&kit), [""; 0]);
+    assert_eq!(recorded(&effects).len(), 1);
 }
