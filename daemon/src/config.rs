@@ -157,6 +157,12 @@ pub struct Recovery {
     pub step_budget_ms: u64,
     /// Between SIGTERM and SIGKILL of a worker.
     pub stop_grace_ms: u64,
+    /// So many GPU faults of a node within the window, and it is left alone for a while.
+    pub gpu_faults_before_quarantine: u32,
+    /// The window in which they count.
+    pub gpu_fault_window_ms: u64,
+    /// How long such a node takes no work.
+    pub quarantine_ms: u64,
     /// A node not seen for so many days is no longer listed.
     pub forget_node_days: u64,
 }
@@ -176,6 +182,9 @@ impl Default for Recovery {
             load_budget_ms: policy.load_budget_ms,
             step_budget_ms: policy.step_budget_ms,
             stop_grace_ms: policy.stop_grace_ms,
+            gpu_faults_before_quarantine: policy.gpu_faults_before_quarantine,
+            gpu_fault_window_ms: policy.gpu_fault_window_ms,
+            quarantine_ms: policy.quarantine_ms,
             forget_node_days: policy.forget_node_ms / DAY_MS,
         }
     }
@@ -278,7 +287,7 @@ impl Config {
                 "ports from first_port on, as many as gangs.ports says, must lie between 1024 and 65535";
             return refuse("gangs.first_port", &self.gangs.first_port, why);
         }
-        let at_least_one: [(&'static str, u64); 13] = [
+        let at_least_one: [(&'static str, u64); 14] = [
             ("agents.heartbeat_interval_ms", self.agents.heartbeat_interval_ms),
             ("agents.observation_interval_ms", self.agents.observation_interval_ms),
             ("agents.progress_interval_ms", self.agents.progress_interval_ms),
@@ -288,6 +297,7 @@ impl Config {
             ("jobs.checkpoint_interval_ms", self.jobs.checkpoint_interval_ms),
             ("jobs.default_max_tokens", u64::from(self.jobs.default_max_tokens)),
             ("recovery.failures_before_pause", u64::from(self.recovery.failures_before_pause)),
+            ("recovery.gpu_faults_before_quarantine", u64::from(self.recovery.gpu_faults_before_quarantine)),
             ("gangs.rendezvous_ms", self.gangs.rendezvous_ms),
             ("gangs.ports", u64::from(self.gangs.ports)),
             ("limits.max_row_bytes", self.limits.max_row_bytes),
@@ -327,6 +337,9 @@ impl Config {
             prefill_step_tokens: self.jobs.prefill_step_tokens,
             checkpoint_interval_ms: self.jobs.checkpoint_interval_ms,
             default_max_tokens: self.jobs.default_max_tokens,
+            gpu_faults_before_quarantine: self.recovery.gpu_faults_before_quarantine,
+            gpu_fault_window_ms: self.recovery.gpu_fault_window_ms,
+            quarantine_ms: self.recovery.quarantine_ms,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
             gang_rendezvous_ms: self.gangs.rendezvous_ms,
@@ -442,6 +455,13 @@ fn note_on(key: &str) -> Option<&'static str> {
         "recovery.load_budget_ms" => "How long a model may take to load.",
         "recovery.step_budget_ms" => "How long one step of a worker may take.",
         "recovery.stop_grace_ms" => "Between SIGTERM and SIGKILL of a worker.",
+        "recovery.gpu_faults_before_quarantine" => {
+            "So many GPU faults of a node within the window, and it is left alone for a while."
+        }
+        "recovery.gpu_fault_window_ms" => "The window in which they count.",
+        "recovery.quarantine_ms" => {
+            "How long such a node takes no work; `clusterctl undrain` ends it at once."
+        }
         "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
         "limits.max_row_bytes" => "The longest input line.",
         "limits.max_rows" => "The most rows of one job.",

@@ -63,6 +63,7 @@ enum Message {
     Closed { node: NodeId, session: SessionId },
     Request(requests::Request),
     CommitDone { node: NodeId, rows: Vec<CommittedRow>, outcome: Result<ledger::Committed, ledger::Error> },
+    FailuresDone { rows: Vec<CommittedRow>, outcome: Result<ledger::Committed, ledger::Error> },
     ConfigChanged(Box<Config>),
     Note(EventDraft),
 }
@@ -256,6 +257,7 @@ impl Driver {
             }
             Message::Request(request) => self.on_request(request).await,
             Message::CommitDone { node, rows, outcome } => self.on_commit_done(node, rows, outcome).await,
+            Message::FailuresDone { rows, outcome } => self.on_failures_done(rows, outcome).await,
             Message::ConfigChanged(config) => self.on_config(*config).await,
             Message::Note(draft) => self.apply(Event::Note(draft), &[]).await,
         }

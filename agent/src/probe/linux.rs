@@ -65,6 +65,11 @@ impl Probe for Native {
     }
 }
 
+/// Kills in cgroups are counted with those of the whole machine.
+pub(super) fn memory_kills() -> Option<u64> {
+    fs::read_to_string("/proc/vmstat").ok().as_deref().and_then(parse::memory_kills)
+}
+
 fn memory(problems: &mut Vec<String>) -> Memory {
     let info = read("/proc/meminfo", problems).as_deref().map(parse::meminfo).unwrap_or_default();
     // Kernels without PSI, and containers that hide it, are usual: no problem, only not known.
@@ -125,6 +130,7 @@ mod tests {
         );
         assert_eq!(seen.problems, Vec::<String>::new());
         assert_eq!(seen.boot_id, probe.observe().boot_id);
+        assert!(memory_kills().is_some());
     }
 
     #[test]

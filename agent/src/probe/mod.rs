@@ -39,6 +39,12 @@ pub trait Probe: Send {
     fn interfaces(&mut self) -> Result<Vec<Interface>, String>;
 }
 
+/// How many processes the system has ended for want of memory since it started; `None` where it does not count them.
+#[must_use]
+pub fn memory_kills() -> Option<u64> {
+    native_probe::memory_kills()
+}
+
 /// What the native probe needs to know.
 #[derive(Debug, Clone)]
 pub struct Options {

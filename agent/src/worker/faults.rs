@@ -95,6 +95,8 @@ pub struct Evidence<'a> {
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// Whether the system ended processes for want of memory while it ran.
+    pub memory_kills: bool,
 }
 
 /// Class and first error.
@@ -121,13 +123,15 @@ pub fn classify(evidence: &Evidence<'_>, log: &Scan) -> (ExitClass, String) {
         return (class_of_fatal(fatal.class), util::clip(&fatal.message, MAX_ERROR_BYTES));
     }
     let own_end = evidence.signal.is_none_or(|signal| OWN_SIGNALS.contains(&signal));
+    if !own_end && evidence.signal == Some(nix::libc::SIGKILL) && evidence.memory_kills {
+        return (ExitClass::OutOfMemory, "the system ended it because memory had run out".to_owned());
+    }
     if !own_end {
         return (ExitClass::Signalled, how());
     }
     match &log.first_known {
         // An error that was survived long ago explains no clean exit.
         Some((class, line)) if evidence.exit_code != Some(0) => (*class, line.clone()),
-        _ if evidence.signal.is_some() => (ExitClass::Signalled, logged().unwrap_or_else(how)),
         _ => (ExitClass::Crashed, logged().unwrap_or_else(how)),
     }
 }
@@ -229,11 +233,20 @@ mod tests {
             for (exit_code, signal) in [(Some(1), None), (None, Some(nix::libc::SIGABRT))] {
                 let evidence = Evidence { exit_code, signal, ..Default::default() };
                 let (found, error) = classify(&evidence, &scan(&line));
-                let expected =
-                    if class == Crashed && signal.is_some() { ExitClass::Signalled } else { class };
-                assert_eq!((found, error), (expected, line.clone()));
+                assert_eq!((found, error), (class, line.clone()));
             }
         }
+    }
+
+    #[test]
+    fn a_kill_is_for_memory_only_where_the_system_says_so() {
+        let killed = |memory_kills, killed| {
+            let signal = Some(nix::libc::SIGKILL);
+            classify(&Evidence { signal, memory_kills, killed, ..Default::default() }, &scan("")).0
+        };
+        assert_eq!(killed(true, false), ExitClass::OutOfMemory);
+        assert_eq!(killed(false, false), ExitClass::Signalled);
+        assert_eq!(killed(true, true), ExitClass::Killed, "that was us");
     }
 
     #[test]

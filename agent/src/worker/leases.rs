@@ -211,6 +211,14 @@ impl Leases {
         self.rows.iter().filter_map(held).collect()
     }
 
+    /// The rows being generated.
+    #[must_use]
+    pub fn started(&self) -> Vec<u32> {
+        let started =
+            |(row, lease): (&u32, &Lease)| (lease.state == State::Held && lease.started).then_some(*row);
+        self.rows.iter().filter_map(started).collect()
+    }
+
     /// Forgets what was sent: there is a new session.
     pub fn nothing_sent(&mut self) {
         self.rows.values_mut().for_each(|lease| lease.sent = 0);

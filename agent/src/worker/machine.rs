@@ -385,9 +385,16 @@ impl Machine {
         (progress, more)
     }
 
-    /// The process has ended like this, with this log.
+    /// The process has ended like this, with this log; `memory_kills`: the system ended processes for want of memory
+    /// meanwhile.
     #[must_use]
-    pub fn exited(&self, exit_code: Option<i32>, signal: Option<i32>, log: &Scan) -> v1::WorkerExited {
+    pub fn exited(
+        &self,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+        memory_kills: bool,
+        log: &Scan,
+    ) -> v1::WorkerExited {
         let killed = matches!(self.stopping, Some(Stopping { stage: Stage::Killed, .. }));
         let evidence = Evidence {
             asked: self.asked,
@@ -397,6 +404,7 @@ impl Machine {
             fatal: self.fatal.as_ref(),
             exit_code,
             signal,
+            memory_kills,
         };
         let (class, first_error) = faults::classify(&evidence, log);
         v1::WorkerExited {
@@ -406,6 +414,7 @@ impl Machine {
             first_error,
             log_tail: Vec::new(),
             killed_while_loaded: killed && signal == Some(nix::libc::SIGKILL) && self.is_loaded(),
+            started_rows: self.leases.started(),
         }
     }
 }

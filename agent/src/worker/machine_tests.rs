@@ -123,7 +123,7 @@ fn a_checkpoint_stop_goes_from_asking_to_sigterm_to_sigkill() {
     assert_eq!(machine.on_time(now + GRACE), []);
     assert_eq!(machine.on_time(now + 2 * GRACE), [Action::Kill]);
     assert_eq!(machine.deadline(), None);
-    let exited = machine.exited(None, Some(9), &Scan::default());
+    let exited = machine.exited(None, Some(9), false, &Scan::default());
     assert_eq!((exited.class(), exited.killed_while_loaded), (ExitClass::Killed, true));
 }
 
@@ -146,12 +146,12 @@ fn a_worker_that_obeys_ends_orderly_and_one_that_breaks_the_protocol_does_not() 
     let now = Instant::now();
     let mut machine = ready_machine(now);
     machine.stop(StopMode::Kill, GRACE, now);
-    assert_eq!(machine.exited(Some(0), None, &Scan::default()).class(), ExitClass::Orderly);
+    assert_eq!(machine.exited(Some(0), None, false, &Scan::default()).class(), ExitClass::Orderly);
 
     let mut machine = ready_machine(now);
     assert_eq!(machine.fail("it wrote rubbish".into(), now), [Action::Terminate]);
     assert!(!machine.is_trusted());
-    let exited = machine.exited(Some(0), None, &Scan::default());
+    let exited = machine.exited(Some(0), None, false, &Scan::default());
     assert_eq!((exited.class(), exited.first_error.as_str()), (ExitClass::Crashed, "it wrote rubbish"));
 }
 
@@ -177,7 +177,7 @@ fn another_protocol_is_refused() {
     let event = protocol::parse(hello.as_bytes()).unwrap();
     let problem = machine.on_event(event, Instant::now()).unwrap_err();
     assert_eq!(problem, "the worker speaks protocol 2, and this agent 1");
-    assert!(!machine.exited(None, Some(9), &Scan::default()).killed_while_loaded);
+    assert!(!machine.exited(None, Some(9), false, &Scan::default()).killed_while_loaded);
 }
 
 /// A rank of a gang but 0 takes a first SIGTERM for a notice (follower.py); the second is still before SIGKILL.

@@ -36,7 +36,7 @@ use super::{
     reader::{Batch, Reader},
     stdin::Writer,
 };
-use crate::{logging::Source, session::feed::Sender as Feed, spool};
+use crate::{logging::Source, probe, session::feed::Sender as Feed, spool};
 
 /// After the exit, for what the pipes still hold.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -181,6 +181,7 @@ pub fn run(options: Options) -> (Handle, impl Future<Output = Departure> + Send 
         feed,
         ready,
         report_interval: DEFAULT_REPORT_INTERVAL,
+        memory_kills_before: probe::memory_kills(),
     };
     let future = async move { task.run(init, inbox, reading_log).await }.instrument(span);
     (Handle { orders, group }, future)
@@ -208,6 +209,8 @@ struct Task {
     feed: Option<Feed>,
     ready: mpsc::Sender<(Key, worker_event::Event)>,
     report_interval: Duration,
+    /// To tell a kill for want of memory from any other.
+    memory_kills_before: Option<u64>,
 }
 
 impl Task {
@@ -428,8 +431,13 @@ impl Task {
         use std::os::unix::process::ExitStatusExt as _;
         let (code, signal) =
             (status.and_then(|status| status.code()), status.and_then(|status| status.signal()));
-        let mut exited =
-            self.machine.exited(code, signal, &self.scan.lock().unwrap_or_else(PoisonError::into_inner));
+        let memory_kills = probe::memory_kills() > self.memory_kills_before;
+        let mut exited = self.machine.exited(
+            code,
+            signal,
+            memory_kills,
+            &self.scan.lock().unwrap_or_else(PoisonError::into_inner),
+        );
         exited.log_tail = self.log.tail(TAIL_LINES);
 
         // All of it from the beginning: whoever is told may be another controller than the one that heard the rest.

@@ -54,6 +54,7 @@ impl Driver {
                 }
                 Effect::Commit { node, indices } => self.commit(node, &indices, heads, bodies),
                 Effect::SaveCheckpoints { job, rows } => self.save_checkpoints(job, &rows),
+                Effect::FailRows { job, rows } => self.fail_rows(job, &rows),
                 Effect::Emit(draft) => {
                     log(&draft);
                     drafts.push(draft);
@@ -251,6 +252,53 @@ impl Driver {
         });
     }
 
+    /// Makes errors of rows that no worker answered durable, in the form of a worker's error.
+    fn fail_rows(&self, job: JobId, failing: &[(RowIx, String)]) {
+        let (mut rows, mut finished) = (Vec::new(), Vec::new());
+        for (row, why) in failing {
+            let body = serde_json::json!({ "error": {
+                "message": why, "type": "server_error", "param": null, "code": "ends_its_worker",
+            }});
+            rows.push(CommittedRow {
+                spool_seq: 0,
+                job,
+                row: *row,
+                status_code: 500,
+                prompt_tokens: 0,
+                completion_tokens: 0,
+            });
+            finished.push(FinishedRow {
+                job,
+                row: *row,
+                status_code: 500,
+                body: Bytes::from(body.to_string()),
+                request_id: format!("{job}-{row}-failed"),
+                prompt_tokens: 0,
+                completion_tokens: 0,
+            });
+        }
+        let (ledger, to_self) = (self.ledger.clone(), self.to_self.clone());
+        tokio::spawn(async move {
+            let outcome = ledger.commit(finished).await;
+            let _ = to_self.send(Message::FailuresDone { rows, outcome }).await;
+        });
+    }
+
+    pub(super) async fn on_failures_done(
+        &mut self,
+        rows: Vec<CommittedRow>,
+        outcome: Result<ledger::Committed, ledger::Error>,
+    ) {
+        let event = match outcome {
+            Ok(committed) => Event::FailuresStored { rows, totals: totals(&committed) },
+            Err(error) => {
+                self.note_if_stuck(&error);
+                Event::StorageFailed { problem: chain(&error) }
+            }
+        };
+        self.apply(event, &[]).await;
+    }
+
     pub(super) async fn on_commit_done(
         &mut self,
         node: NodeId,
@@ -258,16 +306,7 @@ impl Driver {
         outcome: Result<ledger::Committed, ledger::Error>,
     ) {
         let event = match outcome {
-            Ok(committed) => {
-                let totals = committed.jobs.iter().map(|job| JobTotals {
-                    job: job.job,
-                    results_bytes: job.results_bytes,
-                    errors_bytes: job.errors_bytes,
-                    rows_succeeded: job.rows_succeeded,
-                    rows_failed: job.rows_failed,
-                });
-                Event::Committed { node, rows, totals: totals.collect() }
-            }
+            Ok(committed) => Event::Committed { node, rows, totals: totals(&committed) },
             Err(error) => {
                 self.note_if_stuck(&error);
                 Event::CommitFailed { node, rows, problem: chain(&error) }
@@ -300,6 +339,17 @@ impl Driver {
     }
 }
 
+fn totals(committed: &ledger::Committed) -> Vec<JobTotals> {
+    let totals = committed.jobs.iter().map(|job| JobTotals {
+        job: job.job,
+        results_bytes: job.results_bytes,
+        errors_bytes: job.errors_bytes,
+        rows_succeeded: job.rows_succeeded,
+        rows_failed: job.rows_failed,
+    });
+    totals.collect()
+}
+
 fn rows_body(worker: WorkerKey, rows: Vec<v1::Row>) -> Body {
     Body::Rows(v1::Rows { worker: Some(convert::worker_id(worker)), rows })
 }
@@ -311,6 +361,7 @@ fn not_started(node: &NodeId, worker: WorkerKey) -> Event {
         status: "was not started".to_owned(),
         first_error: "its launch could not be recorded".to_owned(),
         log_tail: Vec::new(),
+        started_rows: Vec::new(),
     };
     Event::WorkerExited { node: node.clone(), exit }
 }

@@ -128,6 +128,7 @@ impl Driver {
             launches: Vec::new(),
             rows_requeued: 0,
             duplicate_results: 0,
+            crashes: Vec::new(),
         };
         self.ledger.create_job(staged, record.clone()).await.map_err(Refusal::NotRecorded)?;
         self.next_job = JobId(id.0 + 1);

@@ -270,7 +270,11 @@ fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
         None => condition("Ready", True, "TakesWork", ""),
         Some(why) => condition("Ready", False, if node.draining { "Drained" } else { "NotUsable" }, why),
     };
-    vec![ready, connected, runtime]
+    let quarantined = node
+        .quarantine
+        .as_ref()
+        .map(|quarantine| condition("Quarantined", True, "GpuFaults", &quarantine.reason));
+    [ready, connected, runtime].into_iter().chain(quarantined).collect()
 }
 
 fn worker_message(now: Now, job: &Job, worker: &Worker) -> v1::Worker {

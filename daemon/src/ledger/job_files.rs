@@ -74,7 +74,12 @@ pub(crate) struct SpecFile {
 
 /// Whether the two differ in something worth a write of `state.json`. Counters are not: they follow the ledger only.
 pub(crate) fn differs_in_state(a: &JobRecord, b: &JobRecord) -> bool {
-    let plain = |record: &JobRecord| JobRecord { rows_requeued: 0, duplicate_results: 0, ..record.clone() };
+    let plain = |record: &JobRecord| JobRecord {
+        rows_requeued: 0,
+        duplicate_results: 0,
+        crashes: Vec::new(),
+        ..record.clone()
+    };
     plain(a) != plain(b)
 }
 

@@ -10,6 +10,16 @@ use super::ids::{JobId, NodeId};
 pub enum Fault {
     /// A worker process ended without being asked.
     WorkerExited,
+    /// A GPU timed out, hung, or was reset.
+    GpuFault,
+    /// A worker needed more memory than there was.
+    OutOfMemory,
+    /// Ranks of a gang lost one another, or did not meet.
+    LinkFault,
+    /// A row ends every worker that generates it.
+    PoisonRow,
+    /// A node's GPU failed too often; it is left alone for a while.
+    NodeQuarantined,
     /// A worker took no step within its budget.
     WorkerSilent,
     /// No word from a node.
@@ -32,6 +42,11 @@ impl Fault {
     pub fn word(self) -> &'static str {
         match self {
             Self::WorkerExited => "worker-exited",
+            Self::GpuFault => "gpu-fault",
+            Self::OutOfMemory => "out-of-memory",
+            Self::LinkFault => "link-fault",
+            Self::PoisonRow => "poison-row",
+            Self::NodeQuarantined => "node-quarantined",
             Self::WorkerSilent => "worker-silent",
             Self::NodeSilent => "node-silent",
             Self::AgentRestarted => "agent-restarted",

@@ -118,6 +118,9 @@ pub struct JobRecord {
     /// Second results of a row, dropped.
     #[serde(default)]
     pub duplicate_results: u64,
+    /// Open rows that were being generated when a worker crashed, and at how many crashes.
+    #[serde(default)]
+    pub crashes: Vec<(RowIx, u32)>,
 }
 
 /// Bytes of a row's line for a token of its prompt, at the least. English has four or five, languages of three bytes a
@@ -165,6 +168,21 @@ pub struct NodeRecord {
     pub last_seen_unix_ms: u64,
     /// The boot it was in then.
     pub boot_id: String,
+    /// When its GPU failed lately.
+    #[serde(default)]
+    pub gpu_faults_unix_ms: Vec<u64>,
+    /// Until when it takes no work, and why.
+    #[serde(default)]
+    pub quarantine: Option<Quarantine>,
+}
+
+/// A node that takes no work for a while.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// When it ends by itself.
+    pub until_unix_ms: u64,
+    /// What led to it: one sentence.
+    pub reason: String,
 }
 
 /// A job as it stands after replay: its record, and what its completions add up to.

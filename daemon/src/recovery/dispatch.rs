@@ -202,6 +202,20 @@ fn fill_windows(
         .collect();
     let workers = u32::try_from(ready.len()).unwrap_or(u32::MAX);
     for node in ready {
+        if job.is_on_trial(&node) {
+            continue;
+        }
+        if let Some(worker) = job.workers.get(&node).filter(|worker| worker.held_rows == 0) {
+            let epoch = worker.epoch;
+            for row in job.next_trial() {
+                let attempt = job.next_attempt(row);
+                job.grant(row, Lease { node: node.clone(), epoch, attempt, committing: false });
+                granted.entry(node.clone()).or_default().push(RowGrant { row, attempt });
+            }
+            if granted.contains_key(&node) {
+                continue;
+            }
+        }
         while let Some(worker) = job.workers.get(&node) {
             let held: u32 = job.workers.values().map(|worker| worker.held_rows).sum();
             let window =

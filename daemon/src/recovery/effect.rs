@@ -166,6 +166,13 @@ pub enum Effect {
         /// Which rows.
         rows: Vec<RowIx>,
     },
+    /// Make the errors of rows that fail by rule durable, then say so.
+    FailRows {
+        /// Their job.
+        job: JobId,
+        /// Which rows, and why: a sentence each.
+        rows: Vec<(RowIx, String)>,
+    },
     /// Let people read about it.
     Emit(EventDraft),
     /// The job is over: what was kept open for it can be closed.

@@ -256,6 +256,23 @@ pub struct WorkerExit {
     pub first_error: String,
     /// The end of its log.
     pub log_tail: Vec<String>,
+    /// The rows it was generating.
+    pub started_rows: Vec<RowIx>,
+}
+
+impl WorkerExit {
+    /// The error, or at least how it ended.
+    #[must_use]
+    pub fn cause(&self) -> &str {
+        if self.first_error.is_empty() { &self.status } else { &self.first_error }
+    }
+
+    /// The error, then the end of the log.
+    #[must_use]
+    pub fn evidence(&self) -> Vec<String> {
+        let error = (!self.first_error.is_empty()).then(|| self.first_error.clone());
+        error.into_iter().chain(self.log_tail.iter().cloned()).collect()
+    }
 }
 
 /// Everything that can happen.
@@ -411,6 +428,13 @@ pub enum Event {
         rows: Vec<CommittedRow>,
         /// Why.
         problem: String,
+    },
+    /// Errors of rows that failed by rule are durable.
+    FailuresStored {
+        /// Which.
+        rows: Vec<CommittedRow>,
+        /// Where their jobs stand on disk now.
+        totals: Vec<JobTotals>,
     },
     /// Something else could not be written to the state directory.
     StorageFailed {

@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use super::{
     effect::{Command, GangLaunch, RankLaunch, StopMode},
-    event::{Now, WorkerPhase, WorkerSettings},
+    event::{Now, WorkerExit, WorkerPhase, WorkerSettings},
     machine::Machine,
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Backend, Epoch, JobId, Launch, Mode, NodeId, Reason, Severity},
+    model::{Backend, Epoch, JobId, Launch, Mode, NodeId, Reason, RowIx, Severity},
     planner::{GangPlan, Limits},
 };
 
@@ -24,6 +24,17 @@ pub(super) struct GangRecord {
     pub(super) mode: Mode,
     pub(super) backend: Backend,
     pub(super) reasons: Vec<Reason>,
+    /// The end of a rank that can be a row's doing, and where it was.
+    pub(super) accusing: Option<(NodeId, WorkerExit)>,
+    /// The rows in work when rank 0 ended.
+    pub(super) in_work: Option<Vec<RowIx>>,
+}
+
+impl GangRecord {
+    fn new(plan: &GangPlan, reasons: Vec<Reason>) -> Self {
+        let GangPlan { mode, backend, .. } = *plan;
+        Self { mode, backend, reasons, accusing: None, in_work: None }
+    }
 }
 
 impl Job {
@@ -68,12 +79,13 @@ impl Machine {
         let launch = Arc::new(launch);
         let first_command = self.next_command_id;
         self.next_command_id += u64::from(world_size);
+        let nodes: Vec<NodeId> = plan.ranks.iter().map(|rank| rank.node.clone()).collect();
+        let Some(settings) = self.settings_for(now, job_id, limits, &nodes) else { return };
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
-        job.gangs.insert(epoch, GangRecord { mode: plan.mode, backend: plan.backend, reasons });
-        let settings = limited(job.record.spec.settings(&self.policy), limits);
+        job.gangs.insert(epoch, GangRecord::new(plan, reasons));
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
         for (rank, planned) in (0..).zip(&plan.ranks) {

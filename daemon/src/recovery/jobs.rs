@@ -15,11 +15,7 @@ impl Machine {
             if now.unix_ms.saturating_sub(record.last_seen_unix_ms) > self.policy.forget_node_ms {
                 continue;
             }
-            let mut node = Node::new(record.id.clone());
-            node.draining = record.draining;
-            node.last_seen_unix_ms = record.last_seen_unix_ms;
-            node.facts.boot_id = record.boot_id;
-            self.nodes.insert(record.id, node);
+            self.nodes.insert(record.id.clone(), Node::remembered(record));
         }
         self.close_incidents_before(now);
         for replayed in jobs {
@@ -74,6 +70,7 @@ impl Machine {
         self.measure_speeds(now);
         self.forget_unmet(now);
         self.end_adoption(now);
+        self.end_quarantines(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);
         }
@@ -162,6 +159,7 @@ impl Machine {
         job.failures_of_job = 0;
         job.backoff.clear();
         job.unfit.clear();
+        job.out_of_memory.clear();
         job.rate.reset();
         self.record_job(id);
         self.emit(Severity::Info, "job-resumed", None, Some(id), format!("{id} goes on"));
@@ -230,6 +228,8 @@ impl Machine {
         job.returned.clear();
         job.attempts.clear();
         job.checkpoints.clear();
+        job.failing.clear();
+        job.record.crashes.clear();
         job.gangs.clear();
         job.adopting = None;
         self.open_jobs.remove(&id);

@@ -112,6 +112,7 @@ impl Machine {
             }
             Event::Committed { node, rows, totals } => self.on_committed(now, &node, &rows, &totals),
             Event::CommitFailed { node, rows, problem } => self.on_commit_failed(now, &node, &rows, problem),
+            Event::FailuresStored { rows, totals } => self.on_failures_stored(now, &rows, &totals),
             Event::StorageFailed { problem } => {
                 self.on_storage_failed(now, problem);
                 reconsider = false;
@@ -122,7 +123,7 @@ impl Machine {
             Event::Pause(job) => self.on_pause(job),
             Event::Resume(job) => self.on_resume(job),
             Event::Cancel { job, now: at_once } => self.on_cancel(now, job, at_once),
-            Event::Drain { node, drain } => self.on_drain(&node, drain),
+            Event::Drain { node, drain } => self.on_drain(now, &node, drain),
             Event::Note(draft) => self.out.push(Effect::Emit(draft)),
         }
         if reconsider {
@@ -194,6 +195,12 @@ impl Machine {
     pub(super) fn record_job(&mut self, job: JobId) {
         if let Some(job) = self.jobs.get(&job) {
             self.out.push(Effect::RecordJob(Box::new(job.record.clone())));
+        }
+    }
+
+    pub(super) fn record_node(&mut self, node: &NodeId) {
+        if let Some(node) = self.nodes.get(node) {
+            self.out.push(Effect::RecordNode(node.record()));
         }
     }
 

@@ -26,13 +26,16 @@
 mod dispatch;
 mod effect;
 mod event;
+mod exits;
 mod gangs;
 mod incidents;
+mod isolation;
 mod jobs;
 mod learning;
 mod machine;
 mod meetings;
 mod models;
+mod quarantine;
 mod rates;
 mod results;
 pub mod rules;

@@ -13,6 +13,7 @@ use super::{
     effect::Command,
     event::{ModelFound, Now, SessionId},
     machine::Machine,
+    rules,
     state::{Job, Node},
 };
 use crate::{
@@ -177,6 +178,7 @@ impl Machine {
         let Some((fingerprint, (_, facts))) = best else { return Arc::default() };
         let (fingerprint, facts) = (fingerprint.to_owned(), Arc::clone(facts));
         let on_gpus = counted.iter().all(|node| node.facts.memory.has_metal);
+        let max_batch_rows = job.record.spec.settings(&self.policy).max_batch_rows;
         let mut candidates = Vec::new();
         let mut unknown = BTreeSet::new();
         for node in counted {
@@ -184,7 +186,10 @@ impl Machine {
                 (Some((_, Said::Has { fingerprint: of_node, .. })), Some(budget))
                     if *of_node == fingerprint =>
                 {
-                    candidates.push(Candidate { node: node.id.clone(), budget_bytes: budget.bytes });
+                    let ran_out = job.out_of_memory.get(&node.id).copied().unwrap_or(0);
+                    let trusted = rules::trusted_percent(ran_out, max_batch_rows);
+                    let budget_bytes = budget.bytes / 100 * trusted;
+                    candidates.push(Candidate { node: node.id.clone(), budget_bytes });
                 }
                 (Some((_, Said::Has { .. } | Said::Nothing)), _) | (None, _) => {}
                 // It ends with the worker's own words about what is missing there.

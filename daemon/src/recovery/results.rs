@@ -4,10 +4,11 @@ use super::{
     effect::{Command, Effect},
     event::{CommittedRow, JobTotals, Now, ResultHead, SessionId},
     incidents::Opening,
+    isolation::Crashes,
     machine::Machine,
     state::{Lease, Session, Unsettled},
 };
-use crate::model::{Fault, NodeId, Severity};
+use crate::model::{Fault, JobId, NodeId, Severity};
 
 impl Machine {
     /// Decides for each result whether it commits. One that is dropped is settled at once: it will never be wanted.
@@ -50,7 +51,7 @@ impl Machine {
             return Verdict::Drop;
         }
         match job.leases.get_mut(&head.row) {
-            _ if job.done.contains(head.row) => {}
+            _ if job.done.contains(head.row) || job.failing.contains_key(&head.row) => {}
             Some(lease)
                 if lease.node == *node
                     && lease.epoch == head.worker.epoch
@@ -102,6 +103,11 @@ impl Machine {
                 current.settle(row);
             }
         }
+        self.note_totals(totals);
+        self.acknowledge(node);
+    }
+
+    fn note_totals(&mut self, totals: &[JobTotals]) {
         for totals in totals {
             // The ledger counts, because it may file a broken answer as an error. Groups can report out of order.
             if let Some(job) = self.jobs.get_mut(&totals.job) {
@@ -111,7 +117,33 @@ impl Machine {
                 job.rows_failed = job.rows_failed.max(totals.rows_failed);
             }
         }
-        self.acknowledge(node);
+    }
+
+    /// Has the errors of rows that fail by rule made durable.
+    pub(super) fn store_failures(&mut self, job_id: JobId) {
+        let Some(job) = self.jobs.get(&job_id).filter(|job| !job.failing.is_empty()) else { return };
+        if self.storage_problem.is_none() {
+            let rows = job.failing.iter().map(|(row, why)| (*row, why.clone())).collect();
+            self.out.push(Effect::FailRows { job: job_id, rows });
+        }
+    }
+
+    pub(super) fn on_failures_stored(&mut self, now: Now, rows: &[CommittedRow], totals: &[JobTotals]) {
+        for row in rows {
+            let Some(job) = self.jobs.get_mut(&row.job) else { continue };
+            if job.done.insert(row.row) {
+                job.rate.note(now.mono_ms, u64::from(job.done.len()));
+            }
+            job.forget_row(row.row);
+            job.failures_of_job = 0;
+            if job.failing.is_empty() {
+                // What the others were seen at is explained.
+                job.crashes = Crashes::default();
+                job.record.crashes.clear();
+                self.record_job(row.job);
+            }
+        }
+        self.note_totals(totals);
     }
 
     fn acknowledge(&mut self, node: &NodeId) {
@@ -170,6 +202,9 @@ impl Machine {
             None,
             format!("{outcome}; everything held back is delivered"),
         );
+        for job in self.open_jobs.clone() {
+            self.store_failures(job);
+        }
         let behind = self.nodes.values().filter_map(|node| {
             let session = node.session.as_ref().filter(|session| session.must_resend)?;
             Some((node.id.clone(), session.id))

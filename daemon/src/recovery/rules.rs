@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use super::event::ExitClass;
-use crate::planner::Network;
+use super::event::{ExitClass, WorkerSettings};
+use crate::{model::Fault, planner::Network};
 
 /// Every number the rules depend on. All of it comes from configuration and can change while the controller runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +36,12 @@ pub struct Policy {
     pub checkpoint_interval_ms: u64,
     /// Tokens a row may generate when neither it nor the job says.
     pub default_max_tokens: u32,
+    /// So many GPU faults of a node within the window, and it is left alone for a while.
+    pub gpu_faults_before_quarantine: u32,
+    /// The window in which they count. Shorter than a night, so that the evening's fault is forgiven by the morning.
+    pub gpu_fault_window_ms: u64,
+    /// How long such a node takes no work. What a GPU restart leaves behind is over in minutes; a heat problem is not.
+    pub quarantine_ms: u64,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
     /// Networks that ranks may talk over; no others.
@@ -66,6 +72,9 @@ impl Default for Policy {
             prefill_step_tokens: 2_048,
             checkpoint_interval_ms: 5_000,
             default_max_tokens: 512,
+            gpu_faults_before_quarantine: 3,
+            gpu_fault_window_ms: 3_600_000,
+            quarantine_ms: 3_600_000,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
             gang_rendezvous_ms: 60_000,
@@ -87,6 +96,10 @@ pub struct ExitFacts {
     pub failures_in_a_row: u32,
     /// The same over all nodes of the job.
     pub failures_of_job: u32,
+    /// GPU faults of this node within the window, this one included; 0 for other ends.
+    pub gpu_faults: u32,
+    /// Whether the crash brought the search for a row that ends its workers closer to its end.
+    pub narrowed: bool,
 }
 
 /// What to do about a worker that is gone. Its rows are always handed out again.
@@ -98,6 +111,11 @@ pub enum Answer {
     RestartAfter {
         /// The pause.
         pause_ms: u64,
+    },
+    /// Do not use this node for anything for a while.
+    Quarantine {
+        /// How long.
+        for_ms: u64,
     },
     /// Do not use this node for this job again.
     BarNode,
@@ -112,6 +130,11 @@ impl fmt::Display for Answer {
             Self::RestartAfter { pause_ms } => {
                 write!(f, "its rows were handed out again; restart after {:.1} s", *pause_ms as f64 / 1e3)
             }
+            Self::Quarantine { for_ms } => write!(
+                f,
+                "its rows were handed out again; the node is left alone for {} minutes",
+                for_ms / 60_000
+            ),
             Self::BarNode => f.write_str("the node is not used for this job any more"),
             Self::PauseJob => f.write_str("the job was paused: trying again has not helped"),
         }
@@ -121,7 +144,7 @@ impl fmt::Display for Answer {
 /// The table for workers that are gone. Read from the top; the first line that fits holds.
 #[must_use]
 pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
-    use ExitClass::{Apart, Leftover, ModelUnreadable, ModelUnsupported, Orderly};
+    use ExitClass::{Apart, GpuFault, Leftover, ModelUnreadable, ModelUnsupported, Orderly};
     match facts {
         ExitFacts { asked: true, .. } => Answer::Nothing,
         ExitFacts { class: ModelUnreadable | ModelUnsupported, .. } => Answer::BarNode,
@@ -132,6 +155,13 @@ pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
         ExitFacts { class: Apart, failures_in_a_row, .. } => {
             Answer::RestartAfter { pause_ms: pause_ms(failures_in_a_row, policy) }
         }
+        ExitFacts { class: GpuFault, gpu_faults, .. }
+            if gpu_faults >= policy.gpu_faults_before_quarantine.max(1) =>
+        {
+            Answer::Quarantine { for_ms: policy.quarantine_ms }
+        }
+        // The search ends after a few crashes, and then the night goes on.
+        ExitFacts { narrowed: true, .. } => Answer::RestartAfter { pause_ms: policy.restart_base_ms },
         ExitFacts { failures_of_job, .. } if failures_of_job >= policy.failures_before_pause => {
             Answer::PauseJob
         }
@@ -146,6 +176,73 @@ pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
 pub fn pause_ms(failures_in_a_row: u32, policy: &Policy) -> u64 {
     let doublings = failures_in_a_row.saturating_sub(1).min(32);
     policy.restart_base_ms.saturating_mul(1 << doublings).min(policy.restart_cap_ms)
+}
+
+/// What kind of fault the end of a worker is.
+#[must_use]
+pub fn fault_of(class: ExitClass, was_hung: bool) -> Fault {
+    match class {
+        _ if was_hung => Fault::WorkerSilent,
+        ExitClass::ModelUnreadable | ExitClass::ModelUnsupported => Fault::ModelUnusable,
+        ExitClass::GpuFault => Fault::GpuFault,
+        ExitClass::OutOfMemory => Fault::OutOfMemory,
+        ExitClass::LinkFault | ExitClass::Apart => Fault::LinkFault,
+        ExitClass::Leftover => Fault::AgentRestarted,
+        ExitClass::Orderly
+        | ExitClass::SpawnFailed
+        | ExitClass::Signalled
+        | ExitClass::Crashed
+        | ExitClass::Killed
+        | ExitClass::CanaryFailed => Fault::WorkerExited,
+    }
+}
+
+/// Prompt tokens in one step, at the least: below it a prompt takes for ever, and no GPU step is short of time.
+const MIN_PREFILL_STEP_TOKENS: u32 = 128;
+
+/// How a worker is set up on a node where others before it failed: half of everything for each GPU fault within the window
+/// (a shorter step is one that does not time out), half of the rows for each time memory ran out in this job.
+#[must_use]
+pub fn eased(settings: WorkerSettings, gpu_faults: u32, out_of_memory: u32) -> WorkerSettings {
+    let halved =
+        |number: u32, times: u32, least: u32| number.checked_shr(times).unwrap_or(0).max(least.min(number));
+    let max_batch_rows = halved(settings.max_batch_rows, gpu_faults.saturating_add(out_of_memory), 1);
+    WorkerSettings {
+        max_batch_rows,
+        prefill_batch_rows: settings.prefill_batch_rows.min(max_batch_rows),
+        prefill_step_tokens: halved(settings.prefill_step_tokens, gpu_faults, MIN_PREFILL_STEP_TOKENS),
+        ..settings
+    }
+}
+
+/// What a node's budget is taken to be, of 100, where memory ran out although the rows were already halved down to one: the
+/// count was too low there, so the model is spread over more nodes.
+#[must_use]
+pub fn trusted_percent(out_of_memory: u32, max_batch_rows: u32) -> u64 {
+    let halvings_to_one = max_batch_rows.max(1).next_power_of_two().trailing_zeros();
+    let beyond = out_of_memory.saturating_sub(halvings_to_one);
+    100_u64.saturating_sub(u64::from(beyond) * 20).max(20)
+}
+
+/// Whether the next worker after this end is set up more gently than the one before. A GPU is in quarantine before there is
+/// nothing left to ease.
+#[must_use]
+pub fn can_ease(class: ExitClass, out_of_memory: u32, settings: WorkerSettings) -> bool {
+    match class {
+        ExitClass::GpuFault => true,
+        ExitClass::OutOfMemory => {
+            let least = trusted_percent(u32::MAX, 1);
+            trusted_percent(out_of_memory, settings.max_batch_rows) > least
+        }
+        _ => false,
+    }
+}
+
+/// Whether an end brings the job closer to being paused. A network and the end of an agent say nothing about the job; a
+/// search that gets closer, or a gentler try, is no failure yet.
+#[must_use]
+pub fn counts_against_job(class: ExitClass, narrowed: bool, can_ease: bool) -> bool {
+    !matches!(class, ExitClass::Leftover | ExitClass::Apart) && !narrowed && !can_ease
 }
 
 /// Whether an end that nobody asked for is worth an incident.
@@ -172,7 +269,14 @@ mod tests {
     use super::*;
 
     fn facts(class: ExitClass) -> ExitFacts {
-        ExitFacts { class, asked: false, failures_in_a_row: 1, failures_of_job: 1 }
+        ExitFacts {
+            class,
+            asked: false,
+            failures_in_a_row: 1,
+            failures_of_job: 1,
+            gpu_faults: 0,
+            narrowed: false,
+        }
     }
 
     #[test]
@@ -201,6 +305,20 @@ mod tests {
                 ExitFacts { failures_in_a_row: 4, failures_of_job: 4, ..facts(ExitClass::Crashed) },
                 restart(4_000),
             ),
+            (ExitFacts { gpu_faults: 2, ..facts(ExitClass::GpuFault) }, restart(500)),
+            (
+                ExitFacts { gpu_faults: 3, failures_of_job: 9, ..facts(ExitClass::GpuFault) },
+                Answer::Quarantine { for_ms: 3_600_000 },
+            ),
+            (
+                ExitFacts {
+                    narrowed: true,
+                    failures_in_a_row: 9,
+                    failures_of_job: 9,
+                    ..facts(ExitClass::Crashed)
+                },
+                restart(500),
+            ),
             (ExitFacts { failures_of_job: 5, ..facts(ExitClass::Crashed) }, Answer::PauseJob),
             (ExitFacts { failures_of_job: 5, ..facts(ExitClass::LinkFault) }, Answer::PauseJob),
             (
@@ -210,6 +328,59 @@ mod tests {
         ];
         for (facts, expected) in rows {
             assert_eq!(answer(facts, &policy), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn every_fault_halves_and_nothing_falls_to_zero() {
+        let settings = WorkerSettings {
+            max_batch_rows: 8,
+            prefill_batch_rows: 8,
+            prefill_step_tokens: 2_048,
+            ..WorkerSettings::default()
+        };
+        let of = |gpu_faults, out_of_memory| {
+            let eased = eased(settings, gpu_faults, out_of_memory);
+            (eased.max_batch_rows, eased.prefill_batch_rows, eased.prefill_step_tokens)
+        };
+        assert_eq!(of(0, 0), (8, 8, 2_048));
+        assert_eq!(of(1, 0), (4, 4, 1_024));
+        assert_eq!(of(2, 0), (2, 2, 512));
+        assert_eq!(of(0, 1), (4, 4, 2_048), "smaller steps do not save memory by much");
+        assert_eq!(of(1, 1), (2, 2, 1_024));
+        assert_eq!(of(u32::MAX, u32::MAX), (1, 1, 128));
+        let small = WorkerSettings { prefill_step_tokens: 16, ..settings };
+        assert_eq!(eased(small, 1, 0).prefill_step_tokens, 16, "never more than was asked for");
+    }
+
+    #[test]
+    fn a_budget_is_believed_until_one_row_alone_does_not_fit() {
+        assert_eq!(trusted_percent(0, 8), 100);
+        assert_eq!(trusted_percent(3, 8), 100, "8, 4, 2, 1 rows");
+        assert_eq!(trusted_percent(4, 8), 80);
+        assert_eq!(trusted_percent(99, 8), 20);
+        assert_eq!(trusted_percent(1, 1), 80);
+    }
+
+    #[test]
+    fn what_has_another_way_left_does_not_count_against_the_job() {
+        let settings = WorkerSettings { max_batch_rows: 4, ..WorkerSettings::default() };
+        assert!(can_ease(ExitClass::GpuFault, 0, settings));
+        let eases: Vec<bool> =
+            (1..8).map(|times| can_ease(ExitClass::OutOfMemory, times, settings)).collect();
+        assert_eq!(eases, [true, true, true, true, true, false, false]);
+        assert!(!can_ease(ExitClass::Crashed, 0, settings));
+        let counts = [
+            (ExitClass::Crashed, false, false, true),
+            (ExitClass::OutOfMemory, false, false, true),
+            (ExitClass::OutOfMemory, false, true, false),
+            (ExitClass::Crashed, true, false, false),
+            (ExitClass::Leftover, false, false, false),
+            (ExitClass::Apart, false, false, false),
+            (ExitClass::LinkFault, false, false, true),
+        ];
+        for (class, narrowed, eased, expected) in counts {
+            assert_eq!(counts_against_job(class, narrowed, eased), expected, "{class:?} {narrowed} {eased}");
         }
     }
 

@@ -204,6 +204,7 @@ impl Machine {
                     lease.attempt = held.attempt
                 }
                 Some(_) => not_its_own.push(held.row),
+                None if job.failing.contains_key(&held.row) => not_its_own.push(held.row),
                 None => {
                     let lease = Lease {
                         node: id.clone(),
@@ -388,7 +389,10 @@ impl Machine {
         budget_changed || interfaces_changed
     }
 
-    pub(super) fn on_drain(&mut self, id: &NodeId, drain: bool) {
+    pub(super) fn on_drain(&mut self, now: Now, id: &NodeId, drain: bool) {
+        if !drain {
+            self.lift_quarantine(now, id, "somebody ended it");
+        }
         let Some(node) = self.nodes.get_mut(id) else { return };
         if node.draining == drain {
             return;
@@ -416,6 +420,8 @@ impl Node {
             last_heard_mono_ms: None,
             last_seen_unix_ms: 0,
             silence_answered: false,
+            gpu_faults_unix_ms: Vec::new(),
+            quarantine: None,
         }
     }
 
@@ -424,13 +430,26 @@ impl Node {
         self.last_seen_unix_ms = now.unix_ms;
     }
 
-    fn record(&self) -> NodeRecord {
+    pub(super) fn record(&self) -> NodeRecord {
         NodeRecord {
             id: self.id.clone(),
             draining: self.draining,
             last_seen_unix_ms: self.last_seen_unix_ms,
             boot_id: self.facts.boot_id.clone(),
+            gpu_faults_unix_ms: self.gpu_faults_unix_ms.clone(),
+            quarantine: self.quarantine.clone(),
         }
+    }
+
+    /// A node as a controller before this one knew it.
+    pub(super) fn remembered(record: NodeRecord) -> Self {
+        let mut node = Self::new(record.id);
+        node.draining = record.draining;
+        node.last_seen_unix_ms = record.last_seen_unix_ms;
+        node.facts.boot_id = record.boot_id;
+        node.gpu_faults_unix_ms = record.gpu_faults_unix_ms;
+        node.quarantine = record.quarantine;
+        node
     }
 
     /// Why it cannot take work now.
@@ -445,7 +464,7 @@ impl Node {
             Some(session) if session.replaying.is_some() => {
                 Some("it is delivering what it had spooled".to_owned())
             }
-            Some(_) => self.facts.runtime_problem.clone(),
+            Some(_) => self.quarantine_sentence(now).or_else(|| self.facts.runtime_problem.clone()),
         }
     }
 }

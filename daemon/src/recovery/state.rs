@@ -6,12 +6,13 @@ use super::{
     effect::StopMode,
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
     gangs::GangRecord,
+    isolation::Crashes,
     learning::Stretch,
     models::KnownLayout,
     rates::{RowRate, TokenRate},
 };
 use crate::model::{
-    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, RowIx, RowSet, WorkerKey,
+    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, RowIx, RowSet, WorkerKey,
 };
 
 /// A node, seen or remembered.
@@ -31,6 +32,10 @@ pub struct Node {
     pub last_seen_unix_ms: u64,
     /// Whether its silence has been answered already.
     pub(super) silence_answered: bool,
+    /// When its GPU failed lately.
+    pub(super) gpu_faults_unix_ms: Vec<u64>,
+    /// Why it takes no work for a while.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// A connection.
@@ -245,6 +250,12 @@ pub struct Job {
     /// For rows given out more than once: how often.
     pub(super) attempts: BTreeMap<RowIx, u32>,
     pub(super) checkpoints: BTreeMap<RowIx, Checkpoint>,
+    /// At how many crashes rows were in work.
+    pub(super) crashes: Crashes,
+    /// Rows that fail by rule, and why, until that is durable.
+    pub(super) failing: BTreeMap<RowIx, String>,
+    /// How often memory ran out, by node.
+    pub(super) out_of_memory: BTreeMap<NodeId, u32>,
     /// Nodes that cannot run it, and why.
     pub(super) unfit: BTreeMap<NodeId, String>,
     pub(super) backoff: BTreeMap<NodeId, Backoff>,
@@ -256,8 +267,12 @@ pub struct Job {
 impl Job {
     pub(super) fn new(record: JobRecord) -> Self {
         let done = RowSet::new(record.rows_total);
+        let crashes = Crashes::from_record(&record.crashes);
         Self {
             record,
+            crashes,
+            failing: BTreeMap::new(),
+            out_of_memory: BTreeMap::new(),
             done,
             rows_succeeded: 0,
             rows_failed: 0,
@@ -315,16 +330,24 @@ impl Job {
 
     /// The next row to hand out: what came back first, then the next one never given out.
     pub(super) fn take_next_row(&mut self) -> Option<RowIx> {
-        if let Some(row) = self.returned.pop_first() {
+        if let Some(row) = self.returned.iter().find(|row| !self.is_withheld(**row)).copied() {
+            self.returned.remove(&row);
             return Some(row);
         }
         loop {
             let row = self.done.next_absent(self.cursor)?;
             self.cursor = RowIx(row.0 + 1);
-            if !self.leases.contains_key(&row) {
+            if self.is_withheld(row) {
+                self.returned.insert(row);
+            } else if !self.leases.contains_key(&row) {
                 return Some(row);
             }
         }
+    }
+
+    /// Suspects are handed out apart from the others; what fails is not handed out at all.
+    fn is_withheld(&self, row: RowIx) -> bool {
+        self.crashes.is_suspect(row) || self.failing.contains_key(&row)
     }
 
     /// Gives a row a holder.
@@ -381,5 +404,7 @@ impl Job {
         self.returned.remove(&row);
         self.attempts.remove(&row);
         self.checkpoints.remove(&row);
+        self.crashes.forget(row);
+        self.failing.remove(&row);
     }
 }

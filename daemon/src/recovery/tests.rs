@@ -1,8 +1,10 @@
 //! The machine's behaviour, first as stories with one fault each, then as random nights.
 
+mod crashes;
 mod gangs;
 mod kit;
 mod learning;
 mod random_nights;
+mod sim;
 
 mod stories;

@@ -2,15 +2,14 @@
 
 use super::{
     effect::{Command, StopMode},
-    event::{ExitClass, Now, ProgressNews, WorkerExit, WorkerPhase},
+    event::{Now, ProgressNews, WorkerPhase, WorkerSettings},
     gangs::limited,
-    incidents::Opening,
     machine::Machine,
-    rules::{self, Answer, ExitFacts},
-    state::{Backoff, StopReason, Worker},
+    rules,
+    state::{StopReason, Worker},
 };
 use crate::{
-    model::{Epoch, Fault, JobId, JobState, Launch, NodeId, RowIx, Severity, WorkerKey, said_once},
+    model::{Epoch, Fault, JobId, Launch, NodeId, RowIx, Severity, WorkerKey},
     planner::Limits,
 };
 
@@ -18,8 +17,10 @@ impl Machine {
     /// Starts a worker: a new epoch, recorded before the command goes out.
     pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId, limits: Limits) {
         let command_id = self.command_id();
+        let Some(settings) = self.settings_for(now, job_id, limits, std::slice::from_ref(node)) else {
+            return;
+        };
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let settings = limited(job.record.spec.settings(&self.policy), limits);
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
@@ -34,6 +35,23 @@ impl Machine {
         self.send(node, Command::StartWorker { command_id, worker: key, model, settings, gang: None });
         let message = format!("starting a worker for {job_id} on {node} (epoch {epoch})");
         self.emit(Severity::Info, "worker-starting", Some(node), Some(job_id), message);
+    }
+
+    /// How the workers of a job are set up on these nodes.
+    pub(super) fn settings_for(
+        &self,
+        now: Now,
+        job: JobId,
+        limits: Limits,
+        nodes: &[NodeId],
+    ) -> Option<WorkerSettings> {
+        let job = self.jobs.get(&job)?;
+        let settings = limited(job.record.spec.settings(&self.policy), limits);
+        let window_ms = self.policy.gpu_fault_window_ms;
+        let gpu_faults = nodes.iter().filter_map(|node| self.nodes.get(node));
+        let gpu_faults = gpu_faults.map(|node| node.recent_gpu_faults(now, window_ms)).max().unwrap_or(0);
+        let out_of_memory = nodes.iter().filter_map(|node| job.out_of_memory.get(node)).max().copied();
+        Some(rules::eased(settings, gpu_faults, out_of_memory.unwrap_or(0)))
     }
 
     pub(super) fn stop(
@@ -85,9 +103,16 @@ impl Machine {
             self.note_met(job, key.epoch);
         }
         self.incidents.close(now, "a new worker is ready", |incident| {
-            matches!(incident.fault, Fault::WorkerExited | Fault::WorkerSilent | Fault::AgentRestarted)
-                && incident.node.as_ref() == Some(node)
-                && incident.job == Some(job)
+            let of_a_worker = matches!(
+                incident.fault,
+                Fault::WorkerExited
+                    | Fault::WorkerSilent
+                    | Fault::AgentRestarted
+                    | Fault::GpuFault
+                    | Fault::OutOfMemory
+                    | Fault::LinkFault
+            );
+            of_a_worker && incident.node.as_ref() == Some(node) && incident.job == Some(job)
         });
         let message = format!(
             "the worker of {job} on {node} is ready (pid {pid}, loaded in {:.1} s)",
@@ -126,169 +151,6 @@ impl Machine {
         if !grown.is_empty() {
             self.out.push(super::effect::Effect::SaveCheckpoints { job: news.worker.job, rows: grown });
         }
-    }
-
-    pub(super) fn on_command_refused(&mut self, now: Now, node: &NodeId, command_id: u64, problem: String) {
-        let starting = self.jobs.iter().find_map(|(id, job)| {
-            let worker = job.workers.get(node)?;
-            (worker.command_id == command_id && worker.phase == WorkerPhase::Starting)
-                .then(|| worker.key(*id))
-        });
-        if let Some(worker) = starting {
-            let exit = WorkerExit {
-                worker,
-                class: ExitClass::SpawnFailed,
-                status: "could not be started".to_owned(),
-                first_error: problem,
-                log_tail: Vec::new(),
-            };
-            self.on_worker_exited(now, node, &exit);
-        }
-    }
-
-    pub(super) fn on_worker_exited(&mut self, now: Now, node: &NodeId, exit: &WorkerExit) {
-        let WorkerKey { job: job_id, epoch, .. } = exit.worker;
-        let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
-        let (stopping, rank, world_size) = (worker.stopping, worker.rank, worker.world_size);
-        let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
-        if exit.class == ExitClass::Apart && !asked {
-            self.note_unmet(now, job_id, epoch);
-        }
-        let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        job.workers.remove(node);
-        job.record.launches.retain(|launch| launch.node != *node);
-        let (rows, tokens_saved) = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
-        let answer = if asked {
-            Answer::Nothing
-        } else {
-            job.record.rows_requeued += rows;
-            // Neither says anything about the job.
-            if !matches!(exit.class, ExitClass::Leftover | ExitClass::Apart) {
-                job.failures_of_job += 1;
-            }
-            let backoff = job.backoff.entry(node.clone()).or_insert_with(Backoff::default);
-            backoff.failures_in_a_row += 1;
-            let facts = ExitFacts {
-                class: exit.class,
-                asked,
-                failures_in_a_row: backoff.failures_in_a_row,
-                failures_of_job: job.failures_of_job,
-            };
-            let answer = rules::answer(facts, &self.policy);
-            if let Answer::RestartAfter { pause_ms } = answer {
-                backoff.not_before_mono_ms = now.mono_ms + pause_ms;
-            }
-            answer
-        };
-        self.record_job(job_id);
-        if rules::is_fault(exit.class, asked) {
-            self.open_exit_incident(now, node, exit, stopping, answer, (rows, tokens_saved));
-        } else {
-            let message = format!("the worker of {job_id} on {node} (epoch {epoch}) ended");
-            self.emit(Severity::Info, "worker-ended", Some(node), Some(job_id), message);
-        }
-        self.carry_out(now, node, exit, answer);
-        if world_size > 1 {
-            let why = format!("rank {rank} of its gang, on {node}, is gone");
-            self.end_gang(now, job_id, epoch, &why);
-        }
-    }
-
-    fn open_exit_incident(
-        &mut self,
-        now: Now,
-        node: &NodeId,
-        exit: &WorkerExit,
-        stopping: Option<StopReason>,
-        answer: Answer,
-        (rows_requeued, tokens_saved): (u64, u64),
-    ) {
-        let job_id = exit.worker.job;
-        let fault = match (exit.class, stopping) {
-            (ExitClass::ModelUnreadable | ExitClass::ModelUnsupported, _) => Fault::ModelUnusable,
-            (_, Some(StopReason::Silent)) => Fault::WorkerSilent,
-            (ExitClass::Leftover, _) => Fault::AgentRestarted,
-            _ => Fault::WorkerExited,
-        };
-        let cause = if exit.first_error.is_empty() || exit.status.ends_with(&exit.first_error) {
-            String::new()
-        } else {
-            format!(": {}", exit.first_error)
-        };
-        let summary = format!("the worker of {job_id} on {node} {}{cause}", exit.status);
-        let action = answer.to_string();
-        self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
-        let mut evidence = Vec::new();
-        if !exit.first_error.is_empty() {
-            evidence.push(exit.first_error.clone());
-        }
-        evidence.extend(exit.log_tail.iter().cloned());
-        let opening = Opening {
-            node: Some(node.clone()),
-            job: Some(job_id),
-            summary,
-            action,
-            evidence,
-            rows_requeued,
-            tokens_saved,
-        };
-        self.incidents.open(now, fault, opening);
-    }
-
-    fn carry_out(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, answer: Answer) {
-        let job_id = exit.worker.job;
-        match answer {
-            Answer::Nothing | Answer::RestartAfter { .. } => {}
-            Answer::BarNode => {
-                let why =
-                    if exit.first_error.is_empty() { exit.status.clone() } else { exit.first_error.clone() };
-                let Some(job) = self.jobs.get_mut(&job_id) else { return };
-                job.unfit.insert(node.clone(), why);
-                self.fail_if_nobody_can(now, job_id);
-            }
-            Answer::PauseJob => {
-                let failures = self.policy.failures_before_pause;
-                let Some(job) = self.jobs.get_mut(&job_id) else { return };
-                if job.record.state != JobState::Active {
-                    return;
-                }
-                let cause = if exit.first_error.is_empty() { &exit.status } else { &exit.first_error };
-                let detail = format!(
-                    "workers failed {failures} times in a row without finishing a row; the last: {cause}. \
-                     Look at `clusterctl logs {job_id}`, then `clusterctl resume {job_id}`"
-                );
-                job.record.state = JobState::Paused;
-                job.record.detail.clone_from(&detail);
-                self.record_job(job_id);
-                self.emit(
-                    Severity::Error,
-                    "job-paused",
-                    Some(node),
-                    Some(job_id),
-                    format!("{job_id} was paused: {detail}"),
-                );
-            }
-        }
-    }
-
-    /// Fails a job that every node there is has refused for good. A node that is away for a moment may yet be able; one
-    /// that has not been seen since the controller started, and has had its time, is not waited for.
-    pub(super) fn fail_if_nobody_can(&mut self, now: Now, job_id: JobId) {
-        let settling = now.mono_ms < self.policy.adopt_grace_ms;
-        let Some(job) = self.jobs.get(&job_id).filter(|job| !job.unfit.is_empty()) else { return };
-        let able = self.nodes.values().any(|node| {
-            let is_about = node.session.is_some()
-                || (!node.silence_answered && (node.last_heard_mono_ms.is_some() || settling));
-            is_about && !job.unfit.contains_key(&node.id)
-        });
-        if able {
-            return;
-        }
-        let said = said_once(job.unfit.iter().map(|(node, why)| (node, why.as_str())));
-        let why: Vec<String> = said.into_iter().map(|(nodes, why)| format!("{nodes}: {why}")).collect();
-        let model = job.record.spec.model.clone();
-        self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
     }
 
     /// Workers without a step for too long are ended; their rows come back with their exit.

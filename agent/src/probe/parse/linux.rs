@@ -124,6 +124,12 @@ pub fn process_stat(text: &str) -> Option<ProcessStat> {
     Some(ProcessStat { state, group, start_ticks })
 }
 
+/// `oom_kill` of `/proc/vmstat`.
+#[must_use]
+pub fn memory_kills(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -208,5 +214,12 @@ mod tests {
             prop_assert!(cut.total_bytes.is_none() || cut.total_bytes == whole.total_bytes);
             prop_assert!(cut.swap_free_bytes.is_none() || cut.swap_free_bytes == whole.swap_free_bytes);
         }
+    }
+
+    #[test]
+    fn memory_kills_are_read_and_missing_ones_are_unknown() {
+        assert_eq!(memory_kills("pgfault 1\noom_kill 12\nnuma_hit 3\n"), Some(12));
+        assert_eq!(memory_kills("oom_killer 4\npgfault 1\n"), None);
+        assert_eq!(memory_kills("oom_kill x\n"), None);
     }
 }

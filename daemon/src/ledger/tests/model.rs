@@ -188,6 +188,8 @@ impl Model {
                     draining: *draining,
                     last_seen_unix_ms: self.next_mark,
                     boot_id: "b".into(),
+                    gpu_faults_unix_ms: vec![1, 2],
+                    quarantine: None,
                 };
                 self.next_mark += 1;
                 self.node.attempt(record.clone());

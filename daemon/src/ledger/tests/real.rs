@@ -15,7 +15,7 @@ use super::{finished, incident, job_record};
 use crate::{
     intake::{Intake, Limits, Staged},
     ledger::{Batch, Error, EventFilter, Handle, InputReader, Kv, Options, Replay, SledKv, open},
-    model::{Checkpoint, EventDraft, JobId, JobState, LearnedModel, NodeRecord, RowIx, Severity},
+    model::{Checkpoint, EventDraft, JobId, JobState, LearnedModel, NodeRecord, Quarantine, RowIx, Severity},
 };
 
 fn options(dir: &Path) -> Options {
@@ -78,7 +78,14 @@ async fn everything_put_is_there_after_a_restart() {
     }
     let checkpoint = Checkpoint { tokens: (0..3_000).collect(), logprobs_json: b"[]".to_vec() };
     handle.put_checkpoints(JobId(1), vec![(RowIx(45), checkpoint.clone())]).await.unwrap();
-    let node = NodeRecord { id: "a".into(), draining: true, last_seen_unix_ms: 3, boot_id: "b".into() };
+    let node = NodeRecord {
+        id: "a".into(),
+        draining: true,
+        last_seen_unix_ms: 3,
+        boot_id: "b".into(),
+        gpu_faults_unix_ms: vec![7],
+        quarantine: Some(Quarantine { until_unix_ms: 9, reason: "GPU".into() }),
+    };
     handle.put_node(node.clone()).await.unwrap();
     let learned =
         |number: u64| LearnedModel { updated_unix_ms: number, ..LearnedModel::new(&number.to_string()) };

@@ -31,6 +31,7 @@ pub(super) fn record(id: u64, rows_total: u32) -> JobRecord {
         launches: Vec::new(),
         rows_requeued: 0,
         duplicate_results: 0,
+        crashes: Vec::new(),
     }
 }
 
@@ -243,6 +244,7 @@ impl Kit {
             status: "was ended by SIGKILL".to_owned(),
             first_error: String::new(),
             log_tail: Vec::new(),
+            started_rows: Vec::new(),
         };
         self.tell(Event::WorkerExited { node: NodeId::from(node), exit })
     }

@@ -7,12 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::kit::{facts, large_model, machine, policy_with_a_network, record};
+use super::{
+    kit::{facts, large_model, machine, policy_with_a_network, record},
+    sim::{Dice, SimAgent, SimWorker, Up},
+};
 use crate::{
-    model::{
-        Epoch, Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet,
-        WorkerKey,
-    },
+    model::{Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet},
     recovery::*,
 };
 
@@ -23,62 +23,6 @@ const STEPS_OF_FAULTS: usize = 600;
 /// Far more than a night without faults needs: not ending by then is being stuck.
 const STEPS_TO_END: usize = 20_000;
 
-/// SplitMix64: small, seeded, the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound.max(1) as u64).unwrap()
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
-
-#[derive(Clone, Debug)]
-struct SimWorker {
-    key: WorkerKey,
-    world_size: u32,
-    ready: bool,
-    finishing: bool,
-    rows: VecDeque<(RowIx, u32)>,
-}
-
-#[derive(Clone, Debug)]
-enum Up {
-    Model(String),
-    Started(WorkerKey),
-    Ready(WorkerKey),
-    Result(ResultHead),
-    Replayed,
-    Exited(WorkerExit),
-    Refused(u64),
-}
-
-#[derive(Debug, Default)]
-struct SimAgent {
-    instance: u64,
-    alive: bool,
-    session: Option<SessionId>,
-    worker: Option<SimWorker>,
-    highest_epoch: BTreeMap<JobId, Epoch>,
-    spool: BTreeMap<u64, ResultHead>,
-    next_seq: u64,
-    to_controller: VecDeque<Up>,
-    to_agent: VecDeque<Command>,
-    /// Ends that happened while away; told after the spool.
-    untold: Vec<WorkerExit>,
-}
-
 /// What survives the controller.
 #[derive(Default)]
 struct Disk {
@@ -86,11 +30,14 @@ struct Disk {
     nodes: BTreeMap<NodeId, NodeRecord>,
     incidents: BTreeMap<u64, Incident>,
     done: BTreeSet<(JobId, RowIx)>,
+    failed: BTreeSet<(JobId, RowIx)>,
 }
 
 struct Night {
     /// The model needs two nodes.
     large: bool,
+    /// A row of the first job that ends whatever generates it.
+    poison: Option<RowIx>,
     dice: Dice,
     machine: Machine,
     now: Now,
@@ -98,6 +45,7 @@ struct Night {
     agents: BTreeMap<NodeId, SimAgent>,
     /// Commits asked for and not answered.
     committing: VecDeque<(NodeId, Vec<ResultHead>)>,
+    failing: VecDeque<(JobId, Vec<RowIx>)>,
     sessions: u64,
     disk_full: bool,
     trace: Vec<String>,
@@ -107,12 +55,14 @@ impl Night {
     fn new(seed: u64) -> Self {
         let mut night = Self {
             large: seed % 2 == 1,
+            poison: seed.is_multiple_of(3).then_some(RowIx((seed / 3 % 20) as u32)),
             dice: Dice(seed),
             machine: Machine::new(policy_with_a_network()),
             now: Now { mono_ms: 0, unix_ms: 1 },
             disk: Disk::default(),
             agents: NODES.iter().map(|name| (NodeId::from(*name), SimAgent::default())).collect(),
             committing: VecDeque::new(),
+            failing: VecDeque::new(),
             sessions: 0,
             disk_full: false,
             trace: Vec::new(),
@@ -166,6 +116,9 @@ impl Night {
                 Effect::Commit { node, indices } => {
                     self.committing.push_back((node, indices.iter().map(|index| heads[*index]).collect()));
                 }
+                Effect::FailRows { job, rows } => {
+                    self.failing.push_back((job, rows.into_iter().map(|(row, _)| row).collect()));
+                }
                 Effect::SaveCheckpoints { .. } | Effect::Emit(_) | Effect::JobOver(_) => {}
             }
         }
@@ -180,8 +133,33 @@ impl Night {
         self.tell(Event::JobAccepted(record));
     }
 
+    fn finish_failures(&mut self) {
+        let Some((job, rows)) = self.failing.pop_front() else { return };
+        if self.disk_full {
+            self.tell(Event::StorageFailed { problem: "full".to_owned() });
+            return;
+        }
+        for row in &rows {
+            assert_eq!((job, Some(*row)), (JobId(1), self.poison), "an innocent row was condemned");
+            // The ledger drops what it has already.
+            if self.disk.failed.insert((job, *row)) {
+                assert!(self.disk.done.insert((job, *row)), "row {row} was answered and failed");
+            }
+        }
+        let row = |row: &RowIx| CommittedRow {
+            spool_seq: 0,
+            job,
+            row: *row,
+            status_code: 500,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+        };
+        self.tell(Event::FailuresStored { rows: rows.iter().map(row).collect(), totals: vec![] });
+    }
+
     /// The disk takes the oldest waiting group, or refuses it.
     fn finish_commit(&mut self) {
+        self.finish_failures();
         let Some((node, heads)) = self.committing.pop_front() else { return };
         let rows: Vec<CommittedRow> = heads
             .iter()
@@ -220,6 +198,7 @@ impl Night {
                 }
             }
         }
+        self.failing.clear();
         for agent in self.agents.values_mut() {
             agent.cut();
         }
@@ -402,6 +381,10 @@ impl Night {
             worker.ready = true;
             let key = worker.key;
             agent.say(Up::Ready(key));
+        } else if worker.key.job == JobId(1)
+            && worker.rows.iter().take(2).any(|(row, _)| Some(*row) == self.poison)
+        {
+            agent.end_worker(ExitClass::Crashed);
         } else if let Some((row, attempt)) = worker.rows.pop_front() {
             let key = worker.key;
             agent.next_seq += 1;
@@ -544,7 +527,8 @@ impl Night {
                 self.tell(Event::Resume(job));
             }
             self.go_on();
-            if self.machine.jobs().all(|job| job.record.state.is_over()) && self.committing.is_empty() {
+            let is_stored = self.committing.is_empty() && self.failing.is_empty();
+            if self.machine.jobs().all(|job| job.record.state.is_over()) && is_stored {
                 break;
             }
         }
@@ -552,6 +536,9 @@ impl Night {
             assert_eq!(job.record.state, JobState::Completed, "{} did not end: {job:#?}", job.record.id);
             let rows = self.disk.done.iter().filter(|(id, _)| *id == job.record.id).count();
             assert_eq!(rows, job.record.rows_total as usize, "{} misses rows", job.record.id);
+        }
+        if let Some(poison) = self.poison {
+            assert!(self.disk.failed.contains(&(JobId(1), poison)), "the poison row has no error");
         }
         // A node may stay away; everything else has an end.
         let open =
@@ -561,38 +548,6 @@ impl Night {
         for incident in self.machine.incidents() {
             assert_eq!(self.disk.incidents.get(&incident.id), Some(incident), "on disk as it is told");
         }
-    }
-}
-
-impl SimAgent {
-    /// What is under way on a connection is lost with it, in both directions.
-    fn cut(&mut self) {
-        self.session = None;
-        let lost = std::mem::take(&mut self.to_controller);
-        self.untold.extend(lost.into_iter().filter_map(|up| match up {
-            Up::Exited(exit) => Some(exit),
-            _ => None,
-        }));
-        self.to_agent.clear();
-    }
-
-    fn say(&mut self, up: Up) {
-        if self.session.is_some() {
-            self.to_controller.push_back(up);
-        } else if let Up::Exited(exit) = up {
-            self.untold.push(exit);
-        }
-    }
-
-    fn end_worker(&mut self, class: ExitClass) {
-        let Some(worker) = self.worker.take() else { return };
-        self.say(Up::Exited(WorkerExit {
-            worker: worker.key,
-            class,
-            status: "ended".to_owned(),
-            first_error: String::new(),
-            log_tail: vec![],
-        }));
     }
 }
 

@@ -293,6 +293,7 @@ fn a_model_no_node_can_read_fails_the_job_with_the_reason() {
         status: "exited with status 3".to_owned(),
         first_error: error.to_owned(),
         log_tail: vec![],
+        started_rows: vec![],
     };
     kit.tell(Event::WorkerExited { node: "a".into(), exit: exit(workers[0].1, "no config.json in m") });
     assert_eq!(kit.job(1).record.state, JobState::Active, "b may have it");
@@ -312,6 +313,8 @@ fn a_node_that_has_not_been_seen_does_not_keep_a_job_alive_that_nobody_can_run()
         draining: false,
         last_seen_unix_ms: kit.now.unix_ms,
         boot_id: String::new(),
+        gpu_faults_unix_ms: Vec::new(),
+        quarantine: None,
     };
     let (jobs, repairs, remains) = (Vec::new(), Vec::new(), Vec::new());
     kit.tell(Event::Started { jobs, nodes: vec![gone], repairs, remains });
@@ -493,6 +496,8 @@ fn what_a_controller_left_open_is_closed_by_the_next() {
         draining: false,
         last_seen_unix_ms: kit.now.unix_ms,
         boot_id: "boot-1".to_owned(),
+        gpu_faults_unix_ms: Vec::new(),
+        quarantine: None,
     }];
 
     let mut kit = Kit::new();

@@ -1,0 +1,209 @@
+//! Workers that are gone: what is concluded from their end, and what is done about it. The rules are in [`rules`].
+
+use super::{
+    event::{ExitClass, Now, WorkerExit, WorkerPhase},
+    incidents::Opening,
+    isolation::Finding,
+    machine::Machine,
+    rules::{self, Answer, ExitFacts},
+    state::{Backoff, StopReason},
+};
+use crate::model::{JobId, JobState, NodeId, Severity, WorkerKey, said_once};
+
+impl Machine {
+    pub(super) fn on_command_refused(&mut self, now: Now, node: &NodeId, command_id: u64, problem: String) {
+        let starting = self.jobs.iter().find_map(|(id, job)| {
+            let worker = job.workers.get(node)?;
+            (worker.command_id == command_id && worker.phase == WorkerPhase::Starting)
+                .then(|| worker.key(*id))
+        });
+        if let Some(worker) = starting {
+            let exit = WorkerExit {
+                worker,
+                class: ExitClass::SpawnFailed,
+                status: "could not be started".to_owned(),
+                first_error: problem,
+                log_tail: Vec::new(),
+                started_rows: Vec::new(),
+            };
+            self.on_worker_exited(now, node, &exit);
+        }
+    }
+
+    pub(super) fn on_worker_exited(&mut self, now: Now, node: &NodeId, exit: &WorkerExit) {
+        let WorkerKey { job: job_id, epoch, .. } = exit.worker;
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
+        let (stopping, rank, world_size) = (worker.stopping, worker.rank, worker.world_size);
+        let was_hung = stopping == Some(StopReason::Silent);
+        let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
+        if exit.class == ExitClass::Apart && !asked {
+            self.note_unmet(now, job_id, epoch);
+        }
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        job.workers.remove(node);
+        job.record.launches.retain(|launch| launch.node != *node);
+        let costs = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
+        let finding = match (asked, world_size) {
+            (_, 2..) => self.suspect_rows_of_gang(now, node, exit, asked, was_hung),
+            (true, _) => Finding::Nothing,
+            (false, _) => self.suspect_rows(now, node, exit, was_hung),
+        };
+        if asked
+            && finding != Finding::Nothing
+            && let Some(job) = self.jobs.get_mut(&job_id)
+        {
+            // The crash of another rank was counted as a failure before it was known what it tells.
+            job.failures_of_job = job.failures_of_job.saturating_sub(1);
+        }
+        let answer =
+            if asked { Answer::Nothing } else { self.judge_exit(now, node, exit, &finding, costs.0) };
+        self.record_job(job_id);
+        if rules::is_fault(exit.class, asked) {
+            self.open_exit_incident(now, node, exit, stopping, answer, costs);
+        } else {
+            let message = format!("the worker of {job_id} on {node} (epoch {epoch}) ended");
+            self.emit(Severity::Info, "worker-ended", Some(node), Some(job_id), message);
+        }
+        self.carry_out(now, node, exit, answer);
+        if world_size > 1 {
+            let why = format!("rank {rank} of its gang, on {node}, is gone");
+            self.end_gang(now, job_id, epoch, &why);
+        }
+    }
+
+    /// Counts the failure and asks the rules.
+    fn judge_exit(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        finding: &Finding,
+        rows_requeued: u64,
+    ) -> Answer {
+        let gpu_faults = match exit.class {
+            ExitClass::GpuFault => self.note_gpu_fault(now, node),
+            _ => 0,
+        };
+        let Some(job) = self.jobs.get_mut(&exit.worker.job) else { return Answer::Nothing };
+        job.record.rows_requeued += rows_requeued;
+        let out_of_memory = job.out_of_memory.entry(node.clone()).or_insert(0);
+        *out_of_memory += u32::from(exit.class == ExitClass::OutOfMemory);
+        let can_ease = rules::can_ease(exit.class, *out_of_memory, job.record.spec.settings(&self.policy));
+        let narrowed = *finding != Finding::Nothing;
+        if rules::counts_against_job(exit.class, narrowed, can_ease) {
+            job.failures_of_job += 1;
+        }
+        let backoff = job.backoff.entry(node.clone()).or_insert_with(Backoff::default);
+        backoff.failures_in_a_row += 1;
+        let facts = ExitFacts {
+            class: exit.class,
+            asked: false,
+            failures_in_a_row: backoff.failures_in_a_row,
+            failures_of_job: job.failures_of_job,
+            gpu_faults,
+            narrowed,
+        };
+        let answer = rules::answer(facts, &self.policy);
+        if let Answer::RestartAfter { pause_ms } = answer {
+            backoff.not_before_mono_ms = now.mono_ms + pause_ms;
+        }
+        answer
+    }
+
+    fn open_exit_incident(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        stopping: Option<StopReason>,
+        answer: Answer,
+        (rows_requeued, tokens_saved): (u64, u64),
+    ) {
+        let job_id = exit.worker.job;
+        let fault = rules::fault_of(exit.class, stopping == Some(StopReason::Silent));
+        let cause = if exit.first_error.is_empty() || exit.status.ends_with(&exit.first_error) {
+            String::new()
+        } else {
+            format!(": {}", exit.first_error)
+        };
+        let summary = format!("the worker of {job_id} on {node} {}{cause}", exit.status);
+        let easing = self.easing_sentence(exit.class, answer);
+        let action = format!("{answer}{easing}");
+        self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
+        let opening = Opening {
+            node: Some(node.clone()),
+            job: Some(job_id),
+            summary,
+            action,
+            evidence: exit.evidence(),
+            rows_requeued,
+            tokens_saved,
+        };
+        self.incidents.open(now, fault, opening);
+    }
+
+    fn easing_sentence(&self, class: ExitClass, answer: Answer) -> &'static str {
+        match (class, answer) {
+            (ExitClass::GpuFault, Answer::RestartAfter { .. }) => {
+                ", with smaller steps and fewer rows together"
+            }
+            (ExitClass::OutOfMemory, Answer::RestartAfter { .. }) => ", with fewer rows together",
+            _ => "",
+        }
+    }
+
+    fn carry_out(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, answer: Answer) {
+        let job_id = exit.worker.job;
+        match answer {
+            Answer::Nothing | Answer::RestartAfter { .. } => {}
+            Answer::Quarantine { for_ms } => self.quarantine(now, node, for_ms, exit.cause()),
+            Answer::BarNode => {
+                let Some(job) = self.jobs.get_mut(&job_id) else { return };
+                job.unfit.insert(node.clone(), exit.cause().to_owned());
+                self.fail_if_nobody_can(now, job_id);
+            }
+            Answer::PauseJob => {
+                let failures = self.policy.failures_before_pause;
+                let Some(job) = self.jobs.get_mut(&job_id) else { return };
+                if job.record.state != JobState::Active {
+                    return;
+                }
+                let detail = format!(
+                    "workers failed {failures} times in a row without finishing a row; the last: {}. \
+                     Look at `clusterctl logs {job_id}`, then `clusterctl resume {job_id}`",
+                    exit.cause()
+                );
+                job.record.state = JobState::Paused;
+                job.record.detail.clone_from(&detail);
+                self.record_job(job_id);
+                self.emit(
+                    Severity::Error,
+                    "job-paused",
+                    Some(node),
+                    Some(job_id),
+                    format!("{job_id} was paused: {detail}"),
+                );
+            }
+        }
+    }
+
+    /// Fails a job that every node there is has refused for good. A node that is away for a moment may yet be able; one
+    /// that has not been seen since the controller started, and has had its time, is not waited for.
+    pub(super) fn fail_if_nobody_can(&mut self, now: Now, job_id: JobId) {
+        let settling = now.mono_ms < self.policy.adopt_grace_ms;
+        let Some(job) = self.jobs.get(&job_id).filter(|job| !job.unfit.is_empty()) else { return };
+        let able = self.nodes.values().any(|node| {
+            let is_about = node.session.is_some()
+                || (!node.silence_answered && (node.last_heard_mono_ms.is_some() || settling));
+            is_about && !job.unfit.contains_key(&node.id)
+        });
+        if able {
+            return;
+        }
+        let said = said_once(job.unfit.iter().map(|(node, why)| (node, why.as_str())));
+        let why: Vec<String> = said.into_iter().map(|(nodes, why)| format!("{nodes}: {why}")).collect();
+        let model = job.record.spec.model.clone();
+        self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
+    }
+}

@@ -1,0 +1,98 @@
+//! The pieces of a random night: dice, and agents with a worker, a spool and a connection.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    model::{Epoch, JobId, RowIx, WorkerKey},
+    recovery::*,
+};
+
+/// SplitMix64: small, seeded, the same everywhere.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound.max(1) as u64).unwrap()
+    }
+
+    pub(super) fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SimWorker {
+    pub(super) key: WorkerKey,
+    pub(super) world_size: u32,
+    pub(super) ready: bool,
+    pub(super) finishing: bool,
+    pub(super) rows: VecDeque<(RowIx, u32)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Up {
+    Model(String),
+    Started(WorkerKey),
+    Ready(WorkerKey),
+    Result(ResultHead),
+    Replayed,
+    Exited(WorkerExit),
+    Refused(u64),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SimAgent {
+    pub(super) instance: u64,
+    pub(super) alive: bool,
+    pub(super) session: Option<SessionId>,
+    pub(super) worker: Option<SimWorker>,
+    pub(super) highest_epoch: BTreeMap<JobId, Epoch>,
+    pub(super) spool: BTreeMap<u64, ResultHead>,
+    pub(super) next_seq: u64,
+    pub(super) to_controller: VecDeque<Up>,
+    pub(super) to_agent: VecDeque<Command>,
+    /// Ends that happened while away; told after the spool.
+    pub(super) untold: Vec<WorkerExit>,
+}
+
+impl SimAgent {
+    /// What is under way on a connection is lost with it, in both directions.
+    pub(super) fn cut(&mut self) {
+        self.session = None;
+        let lost = std::mem::take(&mut self.to_controller);
+        self.untold.extend(lost.into_iter().filter_map(|up| match up {
+            Up::Exited(exit) => Some(exit),
+            _ => None,
+        }));
+        self.to_agent.clear();
+    }
+
+    pub(super) fn say(&mut self, up: Up) {
+        if self.session.is_some() {
+            self.to_controller.push_back(up);
+        } else if let Up::Exited(exit) = up {
+            self.untold.push(exit);
+        }
+    }
+
+    pub(super) fn end_worker(&mut self, class: ExitClass) {
+        let Some(worker) = self.worker.take() else { return };
+        let started_rows = worker.rows.iter().take(2).map(|(row, _)| *row).collect();
+        self.say(Up::Exited(WorkerExit {
+            worker: worker.key,
+            class,
+            status: "ended".to_owned(),
+            first_error: String::new(),
+            log_tail: vec![],
+            started_rows,
+        }));
+    }
+}
