@@ -20,6 +20,7 @@ use crate::{
     binaries,
     control::Control,
     dirs::TestDir,
+    faults::{self, Fault},
     logs::{self, Expected},
     netns::Net,
     ports,
@@ -42,6 +43,7 @@ pub struct ClusterBuilder {
     config: Option<String>,
     controller_state: Option<PathBuf>,
     memory_budget_mib: Option<u64>,
+    injects_faults: bool,
     log: Expected,
 }
 
@@ -72,6 +74,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn memory_budget_mib(mut self, mib: u64) -> Self {
         self.memory_budget_mib = Some(mib);
+        self
+    }
+
+    /// Workers that end as [`Cluster::inject`] says.
+    #[must_use]
+    pub fn inject_faults(mut self) -> Self {
+        self.injects_faults = true;
         self
     }
 
@@ -115,6 +124,7 @@ impl ClusterBuilder {
         let mut cluster = Cluster {
             configured: self.config.is_some(),
             memory_budget_mib: self.memory_budget_mib,
+            injects_faults: self.injects_faults,
             controller_dir,
             address,
             control,
@@ -143,6 +153,7 @@ impl ClusterBuilder {
 pub struct Cluster {
     configured: bool,
     memory_budget_mib: Option<u64>,
+    injects_faults: bool,
     controller_dir: PathBuf,
     address: String,
     control: Control,
@@ -168,6 +179,7 @@ impl Cluster {
             config: None,
             controller_state: None,
             memory_budget_mib: None,
+            injects_faults: false,
             log: Expected::default(),
         }
     }
@@ -203,6 +215,11 @@ impl Cluster {
     #[must_use]
     pub fn net(&self) -> &Net {
         self.net.as_ref().expect("the cluster was built with on_a_net()")
+    }
+
+    /// Sets the faults that workers of a node play, in place of those it had.
+    pub fn inject(&self, node: &str, faults: &[Fault]) {
+        faults::write(self.path(), node, faults);
     }
 
     /// Breaks a node's way to the controller, and nothing between the nodes.
@@ -332,6 +349,10 @@ impl Cluster {
             .arg(runtime_dir)
             .arg("--log-dir")
             .arg(self.dir.sub(&format!("logs/{node}")));
+        if self.injects_faults {
+            let agent_dir = self.dir.sub(&format!("agents/{node}"));
+            command.arg("--config").arg(faults::write_configuration(self.path(), node, &agent_dir));
+        }
         if let Some(mib) = self.memory_budget_mib {
             command.args(["--memory-budget-mib", &mib.to_string()]);
         }

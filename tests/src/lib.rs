@@ -7,6 +7,7 @@
 //! * [`netns`] gives its nodes a network whose links can be cut, [`relay`] a way to the controller beside it;
 //! * [`control`] speaks to the controller, [`stub`] plays a node without Python;
 //! * [`rows`] makes input, [`answers`] reads and judges output, [`spools`] tells what workers have finished;
+//! * [`faults`] ends workers in the ways real ones end;
 //! * [`process`] and [`procfs`] look at processes; [`wait`] waits for conditions, [`logs`] reads logs, [`rng`] makes
 //!   chance repeatable.
 //!
@@ -20,6 +21,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod control;
 pub mod dirs;
+pub mod faults;
 pub mod logs;
 pub mod models;
 pub mod netns;

@@ -118,9 +118,20 @@ pub struct JobRecord {
     /// Second results of a row, dropped.
     #[serde(default)]
     pub duplicate_results: u64,
-    /// Open rows that were being generated when a worker crashed, and at how many crashes.
+    /// Open rows that were being generated when a worker crashed.
     #[serde(default)]
-    pub crashes: Vec<(RowIx, u32)>,
+    pub crashes: Vec<RowCrashes>,
+}
+
+/// A row that was being generated when workers crashed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RowCrashes {
+    /// Which.
+    pub row: RowIx,
+    /// At how many crashes.
+    pub crashes: u32,
+    /// Stands for the error of the last one.
+    pub cause: u32,
 }
 
 /// Bytes of a row's line for a token of its prompt, at the least. English has four or five, languages of three bytes a

@@ -15,7 +15,9 @@ mod words;
 pub use event::{EventDraft, EventRecord, Severity};
 pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
 pub use incident::{Fault, Incident};
-pub use job::{JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowLengths};
+pub use job::{
+    JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes, RowLengths,
+};
 pub use learned::{KnownAnswer, LearnedModel, Measurement};
 pub use link::{Backend, Link, LinkEnd, LinkKind};
 pub use plan::{Mode, Plan, Reason};

@@ -4,7 +4,8 @@
 //! at the most crashes together, to a worker that has nothing else. If it crashes, the culprit is in that half; if it does
 //! not, the half is done and the rest is tried. So with `batch` rows in work at the first crash, a culprit is alone, and
 //! known, after ⌈log2(batch)⌉ + 2 crashes at most. A row that was alone at a crash, and in work at three, fails with its
-//! evidence, and whoever was suspected with it goes free.
+//! evidence, and whoever was suspected with it goes free. A row that a machine's own troubles hit again and again is not
+//! taken for a culprit as long as the errors differ.
 //!
 //! How often a row was in work at a crash is kept in the job's record: a restarted controller goes on with the search.
 
@@ -16,7 +17,7 @@ use super::{
     machine::Machine,
     state::Job,
 };
-use crate::model::{Fault, NodeId, RowIx, Severity, WorkerKey};
+use crate::model::{Fault, NodeId, RowCrashes, RowIx, Severity, WorkerKey};
 
 /// Crashes at which a row was in work before it is handed out apart from the others.
 const SUSPECT_CRASHES: u32 = 2;
@@ -24,13 +25,24 @@ const SUSPECT_CRASHES: u32 = 2;
 /// Crashes at which a row was in work, the last of them alone, before it fails.
 const CULPRIT_CRASHES: u32 = 3;
 
+/// The same where the last two errors differ: then it may be the machine's doing.
+const CULPRIT_CRASHES_IN_DOUBT: u32 = 6;
+
 /// Rows whose crashes are counted, of one job: some hundred crashes of large batches. Past it, those seen least are
 /// forgotten.
 const MOST_COUNTED: usize = 4_096;
 
 /// How often rows of a job were in work at a crash.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Crashes(BTreeMap<RowIx, u32>);
+pub(super) struct Crashes(BTreeMap<RowIx, Seen>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Seen {
+    crashes: u32,
+    cause: u32,
+    /// Whether the crash before the last had the same cause.
+    again: bool,
+}
 
 /// What a crash tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,16 +56,22 @@ pub(super) enum Finding {
 }
 
 impl Crashes {
-    pub(super) fn from_record(counted: &[(RowIx, u32)]) -> Self {
-        Self(counted.iter().take(MOST_COUNTED).copied().collect())
+    pub(super) fn from_record(counted: &[RowCrashes]) -> Self {
+        let seen = |counted: &RowCrashes| {
+            let RowCrashes { row, crashes, cause } = *counted;
+            (row, Seen { crashes, cause, again: false })
+        };
+        Self(counted.iter().take(MOST_COUNTED).map(seen).collect())
     }
 
-    pub(super) fn to_record(&self) -> Vec<(RowIx, u32)> {
-        self.0.iter().map(|(row, crashes)| (*row, *crashes)).collect()
+    pub(super) fn to_record(&self) -> Vec<RowCrashes> {
+        let counted =
+            |(row, seen): (&RowIx, &Seen)| RowCrashes { row: *row, crashes: seen.crashes, cause: seen.cause };
+        self.0.iter().map(counted).collect()
     }
 
     pub(super) fn of(&self, row: RowIx) -> u32 {
-        self.0.get(&row).copied().unwrap_or(0)
+        self.0.get(&row).map_or(0, |seen| seen.crashes)
     }
 
     pub(super) fn is_suspect(&self, row: RowIx) -> bool {
@@ -65,18 +83,21 @@ impl Crashes {
     }
 
     /// A worker crashed with these rows in work.
-    pub(super) fn note(&mut self, in_work: &[RowIx]) -> Finding {
+    pub(super) fn note(&mut self, in_work: &[RowIx], cause: u32) -> Finding {
         let on_trial = !in_work.is_empty() && in_work.iter().all(|row| self.is_suspect(*row));
         for row in in_work {
-            *self.0.entry(*row).or_insert(0) += 1;
+            let seen = self.0.entry(*row).or_default();
+            seen.crashes += 1;
+            seen.again = seen.cause == cause;
+            seen.cause = cause;
         }
         while self.0.len() > MOST_COUNTED {
-            let least = self.0.iter().min_by_key(|(_, crashes)| **crashes).map(|(row, _)| *row);
+            let least = self.0.iter().min_by_key(|(_, seen)| seen.crashes).map(|(row, _)| *row);
             let Some(least) = least else { break };
             self.0.remove(&least);
         }
         match in_work {
-            [alone] if self.of(*alone) >= CULPRIT_CRASHES => Finding::Culprit(*alone),
+            [alone] if self.0.get(alone).is_some_and(Seen::is_a_culprit) => Finding::Culprit(*alone),
             _ if on_trial => Finding::Narrowed(in_work.len()),
             _ => Finding::Nothing,
         }
@@ -84,15 +105,27 @@ impl Crashes {
 
     /// The rows to hand out next to a worker that has no others: half of those seen at the most crashes.
     pub(super) fn trial(&self, is_free: impl Fn(RowIx) -> bool) -> Vec<RowIx> {
-        let most = self.0.values().copied().max().unwrap_or(0);
+        let most = self.0.values().map(|seen| seen.crashes).max().unwrap_or(0);
         // Part of the same group may be on trial elsewhere; then those after them in line are not tried yet.
         let group: Vec<RowIx> =
-            self.0.iter().filter(|(_, crashes)| **crashes == most).map(|(row, _)| *row).collect();
+            self.0.iter().filter(|(_, seen)| seen.crashes == most).map(|(row, _)| *row).collect();
         if most < SUSPECT_CRASHES || !group.iter().all(|row| is_free(*row)) {
             return Vec::new();
         }
         group[..group.len().div_ceil(2)].to_vec()
     }
+}
+
+impl Seen {
+    fn is_a_culprit(&self) -> bool {
+        self.crashes >= if self.again { CULPRIT_CRASHES } else { CULPRIT_CRASHES_IN_DOUBT }
+    }
+}
+
+/// Stands for an error: the same for texts that differ in numbers only.
+fn cause_of(exit: &WorkerExit) -> u32 {
+    let words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
+    crc32fast::hash(format!("{:?} {words}", exit.class).as_bytes())
 }
 
 impl Job {
@@ -166,7 +199,7 @@ impl Machine {
             row.0 < job.record.rows_total && !job.done.contains(**row) && !job.leases.contains_key(row)
         };
         let in_work: Vec<RowIx> = in_work.iter().filter(is_open).copied().collect();
-        let finding = job.crashes.note(&in_work);
+        let finding = job.crashes.note(&in_work, cause_of(exit));
         job.record.crashes = job.crashes.to_record();
         match finding {
             Finding::Culprit(row) => self.condemn(now, node, row, exit),
@@ -251,7 +284,7 @@ mod tests {
                 continue;
             }
             count += 1;
-            if let Finding::Culprit(found) = crashes.note(&in_work) {
+            if let Finding::Culprit(found) = crashes.note(&in_work, 1) {
                 assert_eq!(found, RowIx(culprit), "an innocent row was condemned");
                 return count;
             }
@@ -272,9 +305,42 @@ mod tests {
     fn alone_from_the_start_it_is_known_at_two_crashes_and_fails_at_the_third() {
         assert_eq!(crashes_until_found(1, 3, 9), 3);
         let mut crashes = Crashes::default();
-        assert_eq!(crashes.note(&[RowIx(3)]), Finding::Nothing);
-        assert_eq!(crashes.note(&[RowIx(3)]), Finding::Nothing);
-        assert_eq!(crashes.note(&[RowIx(3)]), Finding::Culprit(RowIx(3)));
+        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Nothing);
+        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Nothing);
+        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Culprit(RowIx(3)));
+    }
+
+    #[test]
+    fn a_row_hit_by_ever_new_errors_is_given_more_tries() {
+        let mut crashes = Crashes::default();
+        for cause in 1..6 {
+            assert_eq!(
+                crashes.note(&[RowIx(3)], cause),
+                if cause < 3 { Finding::Nothing } else { Finding::Narrowed(1) }
+            );
+        }
+        assert_eq!(crashes.note(&[RowIx(3)], 6), Finding::Culprit(RowIx(3)), "it ends at some time");
+        let mut crashes = Crashes::default();
+        for cause in [1, 2, 3] {
+            assert_ne!(crashes.note(&[RowIx(3)], cause), Finding::Culprit(RowIx(3)));
+        }
+        assert_eq!(crashes.note(&[RowIx(3)], 3), Finding::Culprit(RowIx(3)), "the same error again");
+    }
+
+    #[test]
+    fn numbers_in_an_error_do_not_make_it_another_one() {
+        let exit = |class, error: &str| WorkerExit {
+            worker: WorkerKey { job: crate::model::JobId(1), epoch: crate::model::Epoch(1), rank: 0 },
+            class,
+            status: String::new(),
+            first_error: error.to_owned(),
+            log_tail: vec![],
+            started_rows: vec![],
+        };
+        let one = cause_of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
+        assert_eq!(one, cause_of(&exit(ExitClass::Crashed, "at 0x9 row 77")));
+        assert_ne!(one, cause_of(&exit(ExitClass::Crashed, "elsewhere")));
+        assert_ne!(one, cause_of(&exit(ExitClass::GpuFault, "at 0x12 row 3")));
     }
 
     #[test]
@@ -282,18 +348,18 @@ mod tests {
         let mut crashes = Crashes::default();
         for batch in 0..50_u32 {
             let in_work: Vec<RowIx> = (batch * 8..batch * 8 + 8).map(RowIx).collect();
-            assert_eq!(crashes.note(&in_work), Finding::Nothing);
+            assert_eq!(crashes.note(&in_work, 1), Finding::Nothing);
             assert!(crashes.trial(all_free).is_empty());
         }
-        assert_eq!(crashes.note(&[]), Finding::Nothing, "while loading, no row is to blame");
+        assert_eq!(crashes.note(&[], 1), Finding::Nothing, "while loading, no row is to blame");
     }
 
     #[test]
     fn a_group_is_tried_in_one_place_at_a_time() {
         let mut crashes = Crashes::default();
         let in_work: Vec<RowIx> = (0..8).map(RowIx).collect();
-        crashes.note(&in_work);
-        crashes.note(&in_work);
+        crashes.note(&in_work, 1);
+        crashes.note(&in_work, 1);
         assert_eq!(crashes.trial(all_free), in_work[..4]);
         assert!(crashes.trial(|row| row != RowIx(0)).is_empty(), "row 0 is on trial elsewhere");
     }
@@ -301,11 +367,11 @@ mod tests {
     #[test]
     fn the_count_is_bounded_and_survives_its_record() {
         let mut crashes = Crashes::default();
-        crashes.note(&[RowIx(1)]);
-        crashes.note(&[RowIx(1)]);
-        crashes.note(&(10..10_000).map(RowIx).collect::<Vec<_>>());
+        crashes.note(&[RowIx(1)], 1);
+        crashes.note(&[RowIx(1)], 1);
+        crashes.note(&(10..10_000).map(RowIx).collect::<Vec<_>>(), 1);
         assert_eq!(crashes.0.len(), MOST_COUNTED);
         assert_eq!(crashes.of(RowIx(1)), 2, "those seen least are forgotten first");
-        assert_eq!(Crashes::from_record(&crashes.to_record()), crashes);
+        assert_eq!(Crashes::from_record(&crashes.to_record()).to_record(), crashes.to_record());
     }
 }

@@ -18,6 +18,7 @@ mod away;
 mod bad_input;
 mod bad_models;
 mod cli;
+mod crashes;
 mod disk_full;
 mod fields;
 mod gangs;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             fields::cases(),
             architectures::cases(),
             memory::cases(),
+            crashes::cases(),
             gangs::cases(),
             links::cases(),
             sampling::cases(),

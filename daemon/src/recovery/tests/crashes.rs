@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::{
-    model::{Fault, JobId, JobState, Mode, NodeId, NodeRecord, RowIx, WorkerKey},
+    model::{Fault, JobId, JobState, Mode, NodeId, NodeRecord, RowCrashes, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -155,7 +155,8 @@ fn a_row_that_fails_is_not_answered_by_a_late_result_and_waits_for_a_full_disk()
 #[test]
 fn suspects_are_remembered_by_the_next_controller_and_tried_apart() {
     let mut before = record(1, 20);
-    before.crashes = vec![(RowIx(4), 2), (RowIx(5), 2), (RowIx(6), 1)];
+    let seen = |row, crashes| RowCrashes { row: RowIx(row), crashes, cause: 7 };
+    before.crashes = vec![seen(4, 2), seen(5, 2), seen(6, 1)];
     let mut kit = Kit::new();
     kit.tell(Event::Started {
         jobs: vec![replayed(before, &[])],
@@ -203,7 +204,8 @@ fn ends_from_outside_accuse_no_row() {
         let worker = started(&effects)[0].1;
         kit.ready("a", worker);
         crash(&mut kit, "a", worker, class, &[0, 2]);
-        assert_eq!(kit.job(1).record.crashes, [(RowIx(0), 1), (RowIx(2), 1)], "{class:?}");
+        let seen = kit.job(1).record.crashes.iter().map(|seen| (seen.row.0, seen.crashes));
+        assert_eq!(seen.collect::<Vec<_>>(), [(0, 1), (2, 1)], "{class:?}");
     }
 }
 

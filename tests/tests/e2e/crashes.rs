@@ -1,0 +1,256 @@
+//! Workers end in the ways real ones end: each with its class, its answer and its incident, every row once, and with the
+//! answers of a night without faults.
+
+use std::collections::BTreeMap;
+
+use nightshift_proto::v1::{Incident, Job, JobSpec, Node, NodeState};
+use nightshift_tests::{
+    answers::Answers,
+    cluster::{Cluster, ClusterBuilder},
+    control,
+    faults::{End, Fault},
+    models,
+    rows::Input,
+    suite::{Case, Need, case},
+    wait,
+};
+use tokio::sync::OnceCell;
+
+const NEEDS: &[Need] = &[Need::Runtime, Need::Linux];
+
+/// Enough for a fault of each kind amid a batch.
+const ROWS: usize = 120;
+
+/// The longest answer.
+const MAX_TOKENS: u32 = 48;
+
+/// Rows together.
+const BATCH: u32 = 8;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("crashes::a_row_that_ends_its_worker_fails_alone", NEEDS, poison),
+        case("crashes::every_kind_of_end_has_its_answer", NEEDS, every_kind),
+        case("crashes::a_gpu_that_keeps_failing_is_left_alone", NEEDS, quarantine),
+    ]
+}
+
+fn input() -> Input {
+    Input::chat(ROWS, MAX_TOKENS, 20_261_125)
+}
+
+fn spec(name: &str) -> JobSpec {
+    JobSpec { max_batch_rows: BATCH, ..control::spec(name, models::tiny("llama", &[])) }
+}
+
+fn builder(name: &str, config: &str) -> ClusterBuilder {
+    let config = format!("[jobs]\ncheckpoint_interval_ms = 200\n[recovery]\nrestart_base_ms = 100\n{config}");
+    Cluster::builder(name).agents(2).inject_faults().config(&config)
+}
+
+/// The answers of a night without faults; made once for all cases.
+async fn undisturbed() -> &'static Answers {
+    static ANSWERS: OnceCell<Answers> = OnceCell::const_new();
+    ANSWERS
+        .get_or_init(async || {
+            let cluster = Cluster::builder("crashes-undisturbed").agents(1).start().await;
+            let input = input();
+            let job = cluster.control().submit(spec("undisturbed"), input.jsonl()).await;
+            let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+            let answers = cluster.answers(&job, &input);
+            cluster.finish().await;
+            answers
+        })
+        .await
+}
+
+async fn incidents(cluster: &Cluster) -> Vec<Incident> {
+    cluster.control().status().await.incidents
+}
+
+async fn wait_for_incident(cluster: &Cluster, fault: &str, what: &str) -> Incident {
+    wait::eventually(&format!("an incident {fault} of {what}"), wait::LONG, async || {
+        let found = cluster.control().incidents(fault).await;
+        let this =
+            found.into_iter().find(|incident| incident.evidence.iter().any(|line| line.contains(what)));
+        match this {
+            Some(incident) => Ok(incident),
+            None => Err(format!("{:#?}", incidents(cluster).await)),
+        }
+    })
+    .await
+}
+
+async fn poison() {
+    const POISON: u32 = 13;
+    let cluster = builder("crashes-poison", "")
+        .expect(&[
+            "WARN the worker of j1 on n* kind=\"worker-exited\"",
+            "WARN row 13 of j1 *kind=\"poison-row\"",
+        ])
+        .allow(&["WARN * kind=\"rows-suspected\""])
+        .start()
+        .await;
+    for node in ["n1", "n2"] {
+        cluster.inject(node, &[Fault::new("KeyError: 'row 13'", End::Exit(1)).with_rows(&[POISON])]);
+    }
+    let input = input();
+    let job = cluster.control().submit(spec("poison"), input.jsonl()).await;
+    let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    assert_eq!((job.rows_succeeded, job.rows_failed), (ROWS as u64 - 1, 1));
+    let crashes = control::times(&cluster.control().incidents("worker-exited").await);
+    let most = BATCH.ilog2() as usize + 2;
+    assert!((3..=most).contains(&crashes), "{crashes} crashes, at most {most}");
+    let answers = cluster.answers(&job, &input);
+    for (number, id) in input.ids().iter().enumerate() {
+        let (found, expected) = (answers.of(id), undisturbed().await.of(id));
+        if number == POISON as usize {
+            assert_eq!(found.status, 500);
+            assert!(found.essence.contains("KeyError: 'row 13'"), "with its evidence: {}", found.essence);
+        } else {
+            assert_eq!(found.essence, expected.essence, "{id}");
+        }
+    }
+    let [found] = &cluster.control().incidents("poison-row").await[..] else { panic!("one incident") };
+    assert!(found.summary.contains("row 13 of j1") && found.closed_unix_ms > 0, "{found:#?}");
+    cluster.finish().await;
+}
+
+/// What Metal says, as MLX passes it on.
+fn metal(words: &str) -> String {
+    format!("RuntimeError: [METAL] Command buffer execution failed: {words}")
+}
+
+async fn every_kind() {
+    let ends: Vec<(&str, String, End)> = vec![
+        (
+            "gpu-fault",
+            metal("Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"),
+            End::Exit(1),
+        ),
+        (
+            "gpu-fault",
+            metal("Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)"),
+            End::Abort,
+        ),
+        (
+            "gpu-fault",
+            metal(
+                "Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
+            ),
+            End::Exit(1),
+        ),
+        (
+            "gpu-fault",
+            metal(
+                "Discarded (victim of GPU error/recovery) (00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)",
+            ),
+            End::Exit(1),
+        ),
+        (
+            "gpu-fault",
+            metal(
+                "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+            ),
+            End::Abort,
+        ),
+        (
+            "out-of-memory",
+            metal("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"),
+            End::Exit(1),
+        ),
+        (
+            "out-of-memory",
+            "RuntimeError: [malloc] Unable to allocate 8589934592 bytes.".to_owned(),
+            End::Exit(1),
+        ),
+        ("out-of-memory", "[metal::malloc] Resource limit (499000) exceeded.".to_owned(), End::Abort),
+        ("link-fault", "RuntimeError: [ring] connection to a peer was lost".to_owned(), End::Exit(1)),
+        ("link-fault", "[jaccl] Recv failed with error code 12".to_owned(), End::Exit(1)),
+        ("worker-exited", "KeyError: 'lm_head'".to_owned(), End::Exit(1)),
+        ("worker-exited", "libc++abi: terminating due to uncaught exception: a bug".to_owned(), End::Abort),
+    ];
+    // One node is not to be in quarantine before the last of them.
+    let config = "gpu_faults_before_quarantine = 100\nfailures_before_pause = 100\nrestart_cap_ms = 200\n";
+    let mut patterns: Vec<String> =
+        ends.iter().map(|(fault, ..)| format!("WARN the worker of j1 on n1 *kind=\"{fault}\"")).collect();
+    patterns.dedup();
+    let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+    let mut cluster = builder("crashes-every-kind", config)
+        .expect(&patterns)
+        .allow(&["WARN * kind=\"rows-suspected\""])
+        .agents(1)
+        .start()
+        .await;
+    cluster.expect(&[]);
+    let input = input();
+    let job = cluster.control().submit(spec("every-kind"), input.jsonl()).await;
+    for (fault, text, end) in &ends {
+        // Whatever was hit by the one before is finished first.
+        cluster.inject("n1", &[Fault::new(text, *end).after_steps(MAX_TOKENS + 12)]);
+        let incident = wait_for_incident(&cluster, fault, text).await;
+        assert_eq!((incident.node_id.as_str(), incident.job_id), ("n1", job.job_id), "{incident:#?}");
+        assert!(!incident.action.is_empty(), "{incident:#?}");
+    }
+    let job = finished(&cluster, &job, &input).await;
+    assert_eq!(job.epoch, ends.len() as u64 + 1, "a worker after each");
+    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    for incident in incidents(&cluster).await {
+        assert!(incident.closed_unix_ms > 0, "over: {incident:#?}");
+        *told.entry(incident.fault).or_insert(0) += incident.times as usize;
+    }
+    let expected = [("gpu-fault", 5), ("link-fault", 2), ("out-of-memory", 3), ("worker-exited", 2)];
+    assert_eq!(told, expected.into_iter().map(|(fault, times)| (fault.to_owned(), times)).collect());
+    cluster.finish().await;
+}
+
+async fn finished(cluster: &Cluster, job: &Job, input: &Input) -> Job {
+    let job = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    let answers = cluster.answers(&job, input);
+    assert_eq!(answers.succeeded(), input.len(), "every row is answered with 200");
+    answers.assert_same_as(undisturbed().await);
+    job
+}
+
+async fn quarantine() {
+    let mut cluster = builder("crashes-quarantine", "")
+        .agents(1)
+        .expect(&[
+            "WARN the worker of j1 on n1 *kind=\"gpu-fault\"",
+            "ERROR n1 is in quarantine*kind=\"node-quarantined\"",
+        ])
+        .allow(&["WARN * kind=\"rows-suspected\""])
+        .start()
+        .await;
+    let text = metal("Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)");
+    cluster.inject("n1", &[Fault::new(&text, End::Exit(1)).times(1_000)]);
+    let input = input();
+    let job = cluster.control().submit(spec("quarantine"), input.jsonl()).await;
+    let quarantined =
+        |node: &Node| node.detail.starts_with("it is in quarantine for 60 more minutes: 3 GPU faults");
+    wait::eventually("n1 to be left alone", wait::LONG, async || {
+        let status = cluster.control().status().await;
+        let problem = status.problems.iter().any(|problem| problem.contains("clusterctl undrain n1"));
+        match status.nodes.iter().any(quarantined) && problem {
+            true => Ok(()),
+            false => Err(format!("{status:#?}")),
+        }
+    })
+    .await;
+    let waiting = cluster.control().job(job.job_id).await;
+    assert!(waiting.detail.contains("it is in quarantine"), "it says what it waits for: {}", waiting.detail);
+    // Whoever comes does the night's work.
+    cluster.start_agent("n2");
+    let job = finished(&cluster, &job, &input).await;
+    assert_eq!(job.rows_failed, 0);
+    assert_eq!(control::times(&cluster.control().incidents("gpu-fault").await), 3, "not one more");
+    // It is there again for the next job when a person says so.
+    cluster.inject("n1", &[]);
+    let node = cluster.control().drain("n1", false).await;
+    assert_eq!(node.state(), NodeState::Ready);
+    let again = cluster.control().submit(spec("again"), input.jsonl()).await;
+    let again = finished(&cluster, &again, &input).await;
+    let rows = cluster.finished_rows(&again);
+    assert!(rows.get("n1").is_some_and(|rows| !rows.is_empty()), "{rows:?}");
+    cluster.finish().await;
+}
