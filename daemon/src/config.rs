@@ -151,10 +151,12 @@ pub struct Recovery {
     pub restart_cap_ms: u64,
     /// After so many failures in a row without a finished row, the job is paused for a person.
     pub failures_before_pause: u32,
-    /// How long a model may take to load.
+    /// How long a model may take to load while it is not known how long it takes.
     pub load_budget_ms: u64,
-    /// How long one step of a worker may take.
+    /// How long one step of a worker may take while it is not known how long steps take.
     pub step_budget_ms: u64,
+    /// How long one step may take at the least, however short steps are.
+    pub least_step_budget_ms: u64,
     /// Between SIGTERM and SIGKILL of a worker.
     pub stop_grace_ms: u64,
     /// So many GPU faults of a node within the window, and it is left alone for a while.
@@ -181,6 +183,7 @@ impl Default for Recovery {
             failures_before_pause: policy.failures_before_pause,
             load_budget_ms: policy.load_budget_ms,
             step_budget_ms: policy.step_budget_ms,
+            least_step_budget_ms: policy.least_step_budget_ms,
             stop_grace_ms: policy.stop_grace_ms,
             gpu_faults_before_quarantine: policy.gpu_faults_before_quarantine,
             gpu_fault_window_ms: policy.gpu_fault_window_ms,
@@ -331,6 +334,7 @@ impl Config {
             failures_before_pause: self.recovery.failures_before_pause,
             load_budget_ms: self.recovery.load_budget_ms,
             step_budget_ms: self.recovery.step_budget_ms,
+            least_step_budget_ms: self.recovery.least_step_budget_ms,
             stop_grace_ms: self.recovery.stop_grace_ms,
             max_batch_rows: self.jobs.max_batch_rows,
             prefill_batch_rows: self.jobs.prefill_batch_rows,
@@ -452,8 +456,15 @@ fn note_on(key: &str) -> Option<&'static str> {
         "recovery.failures_before_pause" => {
             "After so many failures in a row without a finished row, the job is paused."
         }
-        "recovery.load_budget_ms" => "How long a model may take to load.",
-        "recovery.step_budget_ms" => "How long one step of a worker may take.",
+        "recovery.load_budget_ms" => {
+            "How long a model may take to load, while it is not known how long it takes."
+        }
+        "recovery.step_budget_ms" => {
+            "How long one step of a worker may take, while it is not known how long steps take."
+        }
+        "recovery.least_step_budget_ms" => {
+            "How long one step may take at the least, however short steps are."
+        }
         "recovery.stop_grace_ms" => "Between SIGTERM and SIGKILL of a worker.",
         "recovery.gpu_faults_before_quarantine" => {
             "So many GPU faults of a node within the window, and it is left alone for a while."

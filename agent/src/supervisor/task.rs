@@ -333,6 +333,9 @@ impl Supervisor {
             reason = stop.reason,
             "a worker is to stop"
         );
+        if stop.ask_for_stack {
+            handle.group().ask_for_stack();
+        }
         handle.stop(stop.mode(), grace).await;
         None
     }

@@ -175,7 +175,16 @@ impl Machine {
                 self.changed = true;
                 return Ok(Some(Output::Ready(ready)));
             }
-            Event::Started(started) => self.leases.start(&started.rows),
+            Event::Started(started) => {
+                self.leases.start(&started.rows);
+                // Their prompts are being read from here on, which takes longer than a step of generation: whoever waits
+                // for the next step is to know. Steps overtake this at times, and have said more already.
+                if self.phase != WorkerPhase::Prefill {
+                    self.phase = WorkerPhase::Prefill;
+                    self.newest_at = now;
+                    self.changed = true;
+                }
+            }
             Event::Checkpoint(checkpoint) => {
                 self.changed = true;
                 for part in checkpoint.rows {

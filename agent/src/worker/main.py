@@ -24,6 +24,7 @@ def claim_streams():
 if __name__ == "__main__":
     COMMANDS, EVENTS = claim_streams()
 
+import faulthandler
 import gc
 import signal
 import time
@@ -199,6 +200,8 @@ def main():
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Where it stands, when the agent asks: written by a handler in C, so that it works while the model hangs.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     events = Events(EVENTS)
     inbox = Inbox(COMMANDS)
     terminated = Termination(inbox)

@@ -161,6 +161,14 @@ impl Group {
         self.0
     }
 
+    /// Asks the worker itself, and none of its helpers, to write where it stands into its log: its interpreter does that
+    /// even while the model hangs.
+    pub fn ask_for_stack(self) {
+        if let Some(leader) = i32::try_from(self.0).ok().filter(|leader| *leader > 1) {
+            let _ = nix::sys::signal::kill(Pid::from_raw(leader), Signal::SIGUSR1);
+        }
+    }
+
     /// Sends a signal to every process of the group. Whether there was any.
     pub fn signal(self, signal: Signal) -> bool {
         // 0 would be this process's own group, 1 everything there is: neither can come from a started child.

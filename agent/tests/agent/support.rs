@@ -264,6 +264,7 @@ impl Session {
             mode: mode.into(),
             grace_ms,
             reason: "a test".into(),
+            ask_for_stack: false,
         }))
         .await;
         self.command_result(1_000 + epoch).await

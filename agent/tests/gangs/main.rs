@@ -201,6 +201,7 @@ impl Rank {
                 mode: mode.into(),
                 grace_ms,
                 reason: "a test".into(),
+                ask_for_stack: false,
             }))
             .await;
         assert!(self.session.command_result(2).await.accepted);

@@ -118,13 +118,14 @@ impl Driver {
                 let request_id = self.questions.number_for_the_machine(&model);
                 vec![Body::InspectModel(v1::InspectModel { request_id, model })]
             }
-            Command::StopWorker { command_id, worker, mode, grace_ms, reason } => {
+            Command::StopWorker { command_id, worker, mode, grace_ms, reason, ask_for_stack } => {
                 vec![Body::StopWorker(v1::StopWorker {
                     command_id,
                     worker: Some(convert::worker_id(worker)),
                     mode: convert::stop_mode(mode).into(),
                     grace_ms,
                     reason,
+                    ask_for_stack,
                 })]
             }
             Command::GrantRows { worker, rows } => match self.rows_messages(worker, &rows) {

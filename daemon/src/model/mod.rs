@@ -18,7 +18,7 @@ pub use incident::{Fault, Incident};
 pub use job::{
     JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes, RowLengths,
 };
-pub use learned::{KnownAnswer, LearnedModel, Measurement};
+pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, Pace, Way};
 pub use link::{Backend, Link, LinkEnd, LinkKind};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};

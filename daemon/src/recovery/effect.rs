@@ -95,6 +95,8 @@ pub enum Command {
         grace_ms: u64,
         /// For the logs.
         reason: String,
+        /// It takes no step: its stack is evidence.
+        ask_for_stack: bool,
     },
     /// Give rows to a worker. The driver adds the request and the checkpoint of each.
     GrantRows {

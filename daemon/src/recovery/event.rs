@@ -204,6 +204,8 @@ pub struct ProgressNews {
     pub step_age_ms: u64,
     /// Rows being generated.
     pub active_rows: u32,
+    /// Tokens of prompts read since it started.
+    pub prompt_tokens: u64,
     /// Tokens generated since it started.
     pub generated_tokens: u64,
     /// Its largest memory use.

@@ -9,6 +9,10 @@ use super::{
 };
 use crate::model::{Fault, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, Severity};
 
+/// Ticks come ten times a second. Without one for this long the controller itself was slow, or stopped, or a disk kept it
+/// waiting.
+const OWN_ABSENCE_MS: u64 = 1_000;
+
 impl Machine {
     pub(super) fn on_started(&mut self, now: Now, jobs: Vec<ReplayedJob>, nodes: Vec<NodeRecord>) {
         for record in nodes {
@@ -65,6 +69,7 @@ impl Machine {
     }
 
     pub(super) fn on_tick(&mut self, now: Now) {
+        self.forgive_own_absence(now);
         self.answer_silence(now);
         self.answer_hangs(now);
         self.measure_speeds(now);
@@ -74,6 +79,33 @@ impl Machine {
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);
         }
+    }
+
+    /// A controller that did not run heard nobody. What it waits for is given that time again.
+    fn forgive_own_absence(&mut self, now: Now) {
+        let before = self.ticked_mono_ms.replace(now.mono_ms);
+        let absent_ms = before.map_or(0, |before| now.mono_ms.saturating_sub(before));
+        if absent_ms < OWN_ABSENCE_MS {
+            return;
+        }
+        for node in self.nodes.values_mut() {
+            if let Some(heard) = &mut node.last_heard_mono_ms {
+                *heard = now.mono_ms.min(*heard + absent_ms);
+            }
+        }
+        for id in &self.open_jobs {
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            for worker in job.workers.values_mut() {
+                worker.last_step_mono_ms = now.mono_ms.min(worker.last_step_mono_ms + absent_ms);
+            }
+            if let Some(adopting) = &mut job.adopting {
+                adopting.until_mono_ms += absent_ms;
+            }
+        }
+        let seconds = absent_ms as f64 / 1e3;
+        let message =
+            format!("the controller did not run for {seconds:.1} s; nobody counts as silent for it");
+        self.emit(Severity::Info, "controller-was-absent", None, None, message);
     }
 
     /// Rows of workers that did not come back with their controller are handed out again after the grace.

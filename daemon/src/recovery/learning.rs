@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        Epoch, JobId, JobState, KnownAnswer, LearnedModel, Measurement, Mode, NodeId, Severity, WorkerKey,
+        Epoch, JobId, JobState, KnownAnswer, Lap, LearnedModel, Measurement, Mode, NodeId, Pace, Severity,
+        Way, WorkerKey,
     },
     planner::GangPlan,
 };
@@ -48,15 +49,19 @@ impl Job {
         (serves && all_busy).then(|| leads.map(|worker| (worker.epoch, worker.generated_tokens)).collect())
     }
 
+    /// How a worker of it runs; `None` for a gang of which it is not remembered.
+    pub(super) fn way_of(&self, worker: &Worker) -> Option<Way> {
+        if worker.world_size == 1 {
+            return Some(Way { mode: Mode::Independent, backend: None, ranks: 1 });
+        }
+        let gang = self.gangs.get(&worker.epoch)?;
+        Some(Way { mode: gang.mode, backend: Some(gang.backend), ranks: worker.world_size })
+    }
+
     /// How its launches run, when all of them run the same way.
-    fn way(&self) -> Option<(Mode, Option<crate::model::Backend>, u32)> {
-        let mut ways = self.workers.values().filter(|worker| worker.rank == 0).map(|worker| {
-            if worker.world_size == 1 {
-                return Some((Mode::Independent, None, 1));
-            }
-            let gang = self.gangs.get(&worker.epoch)?;
-            Some((gang.mode, Some(gang.backend), worker.world_size))
-        });
+    fn way(&self) -> Option<Way> {
+        let mut ways =
+            self.workers.values().filter(|worker| worker.rank == 0).map(|worker| self.way_of(worker));
         let first = ways.next()??;
         ways.all(|way| way == Some(first)).then_some(first)
     }
@@ -146,15 +151,29 @@ impl Machine {
             let generated = tokens.values().sum::<u64>().saturating_sub(before);
             let tokens_per_s = generated * 1_000 / elapsed_ms / tokens.len() as u64;
             let fingerprint = job.layout.fingerprint().map(ToOwned::to_owned);
-            if let (Some((mode, backend, ranks)), Some(fingerprint), 1..) =
-                (job.way(), fingerprint, tokens_per_s)
-            {
+            if let (Some(way), Some(fingerprint), 1..) = (job.way(), fingerprint, tokens_per_s) {
+                let Way { mode, backend, ranks } = way;
                 found.push((fingerprint, Measurement { mode, backend, ranks, tokens_per_s }));
             }
         }
         for (fingerprint, measurement) in found {
             self.learn(now, &fingerprint, |model| model.measure(measurement));
         }
+    }
+
+    /// Notes how long something took a worker.
+    pub(super) fn note_lap(&mut self, now: Now, node: &NodeId, job_id: JobId, lap: Lap) {
+        let Some(job) = self.jobs.get(&job_id) else { return };
+        let Some(way) = job.workers.get(node).and_then(|worker| job.way_of(worker)) else { return };
+        let Some(fingerprint) = self.models.fingerprint(&job.record.spec.model, node) else { return };
+        let fingerprint = fingerprint.to_owned();
+        self.learn(now, &fingerprint, |model| model.pass(way, lap));
+    }
+
+    /// How long the steps of a worker take, as far as it is known.
+    pub(super) fn pace_of(&self, job: &Job, worker: &Worker) -> Option<&Pace> {
+        let fingerprint = self.models.fingerprint(&job.record.spec.model, &worker.node)?;
+        self.learned(fingerprint)?.pace(job.way_of(worker)?)
     }
 
     fn learn(&mut self, now: Now, fingerprint: &str, lesson: impl FnOnce(&mut LearnedModel) -> bool) {

@@ -33,6 +33,8 @@ pub struct Machine {
     pub(super) links_version: u64,
     pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
+    /// When the last tick was.
+    pub(super) ticked_mono_ms: Option<u64>,
     pub(super) out: Vec<Effect>,
 }
 
@@ -54,6 +56,7 @@ impl Machine {
             links_version: 0,
             unmet: Unmet::default(),
             port_offset: 0,
+            ticked_mono_ms: None,
             out: Vec::new(),
         }
     }

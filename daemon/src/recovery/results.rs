@@ -88,6 +88,7 @@ impl Machine {
             job.forget_row(row.row);
             // A finished row is progress: what failed before it is forgiven.
             job.failures_of_job = 0;
+            job.hangs_in_a_row = 0;
             if !job.backoff.is_empty() {
                 let epoch = job.workers.get(node).map(|worker| worker.epoch);
                 // Rank 0 answers for all ranks of its gang.

@@ -3,8 +3,11 @@
 
 use std::fmt;
 
-use super::event::{ExitClass, WorkerSettings};
-use crate::{model::Fault, planner::Network};
+use super::event::{ExitClass, WorkerPhase, WorkerSettings};
+use crate::{
+    model::{Fault, Pace},
+    planner::Network,
+};
 
 /// Every number the rules depend on. All of it comes from configuration and can change while the controller runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,10 +23,12 @@ pub struct Policy {
     pub restart_cap_ms: u64,
     /// After so many failures in a row without one finished row, the job is paused for a person.
     pub failures_before_pause: u32,
-    /// How long a model may take to load: a terabyte from a slow disk.
+    /// How long a model may take to load when it is not known how long it takes: a terabyte from a slow disk.
     pub load_budget_ms: u64,
-    /// How long one step may take: a long prompt on a large model. Learned budgets will be tighter.
+    /// How long one step may take when it is not known how long it takes: a long prompt on a large model.
     pub step_budget_ms: u64,
+    /// How long one step may take at the least, however short steps are: a machine is busy with something else at times.
+    pub least_step_budget_ms: u64,
     /// Between SIGTERM and SIGKILL; a large model takes its time to give memory back (FIELD-NOTES 4).
     pub stop_grace_ms: u64,
     /// Rows generated together, when the job does not say.
@@ -66,6 +71,7 @@ impl Default for Policy {
             failures_before_pause: 5,
             load_budget_ms: 30 * 60_000,
             step_budget_ms: 120_000,
+            least_step_budget_ms: 10_000,
             stop_grace_ms: 20_000,
             max_batch_rows: 8,
             prefill_batch_rows: 8,
@@ -245,6 +251,57 @@ pub fn counts_against_job(class: ExitClass, narrowed: bool, can_ease: bool) -> b
     !matches!(class, ExitClass::Leftover | ExitClass::Apart) && !narrowed && !can_ease
 }
 
+/// How many times what a step takes at the slowest it may take before it counts as hung.
+const STEP_FACTOR: u64 = 5;
+/// The same of loading: a model that is in the page cache loads ten times as fast as one that is not.
+const LOAD_FACTOR: u64 = 10;
+/// Loading is given this much at the least: a disk may be busy.
+const LEAST_LOAD_BUDGET_MS: u64 = 120_000;
+/// A step is given this much at the most, however often it was cut off before.
+const MOST_STEP_BUDGET_MS: u64 = 30 * 60_000;
+/// Before so many steps of generation have been seen, their time is not known: the first ones compile.
+const ENOUGH_DECODE: u32 = 32;
+/// The same of prompts, which differ more.
+const ENOUGH_PREFILL: u32 = 8;
+
+/// How long a worker may go without a step. `hangs` were answered in a row: each doubles what is given, because a step that
+/// takes its time on a large model looks the same from here, and must not be cut off for ever.
+#[must_use]
+pub fn silence_budget_ms(
+    phase: WorkerPhase,
+    pace: Option<&Pace>,
+    prefill_step_tokens: u64,
+    hangs: u32,
+    policy: &Policy,
+) -> u64 {
+    let unknown = policy.step_budget_ms;
+    let step = |learned_ms: Option<u64>| {
+        learned_ms.map_or(unknown, |ms| ms.saturating_mul(STEP_FACTOR).max(policy.least_step_budget_ms))
+    };
+    let budget_ms = match phase {
+        WorkerPhase::Starting | WorkerPhase::Loading => {
+            return match pace.map_or(0, |pace| pace.load_ms) {
+                0 => policy.load_budget_ms,
+                ms => ms
+                    .saturating_mul(LOAD_FACTOR)
+                    .max(LEAST_LOAD_BUDGET_MS)
+                    .saturating_add(policy.gang_rendezvous_ms)
+                    .saturating_mul(1 << hangs.min(4))
+                    .min(policy.load_budget_ms),
+            };
+        }
+        WorkerPhase::Prefill => {
+            let known = pace.filter(|pace| pace.prefill_seen >= ENOUGH_PREFILL);
+            step(known.map(|pace| pace.prefill_token_ns.saturating_mul(prefill_step_tokens) / 1_000_000))
+        }
+        WorkerPhase::Idle | WorkerPhase::Decode | WorkerPhase::Stopping => {
+            let known = pace.filter(|pace| pace.decode_seen >= ENOUGH_DECODE);
+            step(known.map(|pace| pace.decode_step_us / 1_000))
+        }
+    };
+    budget_ms.saturating_mul(1 << hangs.min(8)).min(MOST_STEP_BUDGET_MS)
+}
+
 /// Whether an end that nobody asked for is worth an incident.
 #[must_use]
 pub fn is_fault(class: ExitClass, asked: bool) -> bool {
@@ -267,6 +324,7 @@ pub fn window_rows(batch_rows: u32, waiting_rows: u32, held_rows: u32, workers: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Mode, Way};
 
     fn facts(class: ExitClass) -> ExitFacts {
         ExitFacts {
@@ -360,6 +418,48 @@ mod tests {
         assert_eq!(trusted_percent(4, 8), 80);
         assert_eq!(trusted_percent(99, 8), 20);
         assert_eq!(trusted_percent(1, 1), 80);
+    }
+
+    #[test]
+    fn the_table_of_budgets() {
+        use WorkerPhase::{Decode, Idle, Loading, Prefill, Starting};
+        let policy = Policy::default();
+        let way = Way { mode: Mode::Independent, backend: None, ranks: 1 };
+        let pace = |load_ms, decode_step_us, prefill_token_ns, seen| Pace {
+            way,
+            load_ms,
+            decode_step_us,
+            decode_seen: seen,
+            prefill_token_ns,
+            prefill_seen: seen,
+        };
+        let quick = pace(3_000, 30_000, 1_000_000, 100);
+        let slow = pace(100_000, 6_000_000, 10_000_000, 100);
+        let new = pace(0, 30_000, 1_000_000, 3);
+        let rows = [
+            (Starting, None, 0, 1_800_000),
+            (Loading, Some(&new), 0, 1_800_000),
+            (Loading, Some(&quick), 0, 120_000 + 60_000),
+            (Loading, Some(&slow), 0, 1_000_000 + 60_000),
+            (Loading, Some(&quick), 2, 4 * 180_000),
+            (Loading, Some(&slow), 9, 1_800_000),
+            (Decode, None, 0, 120_000),
+            (Decode, Some(&new), 0, 120_000),
+            (Decode, Some(&quick), 0, 10_000),
+            (Idle, Some(&quick), 0, 10_000),
+            (Decode, Some(&slow), 0, 30_000),
+            (Decode, Some(&slow), 1, 60_000),
+            (Decode, Some(&slow), 99, 1_800_000),
+            (Prefill, None, 0, 120_000),
+            (Prefill, Some(&new), 0, 120_000),
+            // A step of 2,048 tokens takes 2 s or 20 s.
+            (Prefill, Some(&quick), 0, 10_240),
+            (Prefill, Some(&slow), 0, 102_400),
+        ];
+        for (phase, pace, hangs, expected) in rows {
+            let budget = silence_budget_ms(phase, pace, 2_048, hangs, &policy);
+            assert_eq!(budget, expected, "{phase:?} {pace:?} {hangs}");
+        }
     }
 
     #[test]

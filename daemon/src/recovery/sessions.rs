@@ -236,7 +236,10 @@ impl Machine {
         let command_id = self.command_id();
         let grace_ms = self.policy.stop_grace_ms;
         let reason = "not wanted any more".to_owned();
-        self.send(id, Command::StopWorker { command_id, worker, mode: StopMode::Kill, grace_ms, reason });
+        let mode = StopMode::Kill;
+        let ask_for_stack = false;
+        let stop = Command::StopWorker { command_id, worker, mode, grace_ms, reason, ask_for_stack };
+        self.send(id, stop);
     }
 
     /// Everything that was spooled has arrived. What a node was given and neither holds nor delivered is lost to it.

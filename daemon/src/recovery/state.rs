@@ -114,6 +114,7 @@ pub struct Worker {
     pub(super) rate: TokenRate,
     /// Since it was started.
     pub(super) generated_tokens: u64,
+    pub(super) prompt_tokens: u64,
 }
 
 /// Why a worker was told to end.
@@ -153,6 +154,7 @@ impl Worker {
             command_id,
             rate: TokenRate::default(),
             generated_tokens: 0,
+            prompt_tokens: 0,
         }
     }
 
@@ -182,6 +184,7 @@ impl Worker {
             command_id: 0,
             rate: TokenRate::default(),
             generated_tokens: 0,
+            prompt_tokens: 0,
         }
     }
 
@@ -260,6 +263,8 @@ pub struct Job {
     pub(super) unfit: BTreeMap<NodeId, String>,
     pub(super) backoff: BTreeMap<NodeId, Backoff>,
     pub(super) failures_of_job: u32,
+    /// Workers ended for taking no step, since a row last became durable.
+    pub(super) hangs_in_a_row: u32,
     pub(super) adopting: Option<Adopting>,
     pub(super) rate: RowRate,
 }
@@ -293,6 +298,7 @@ impl Job {
             unfit: BTreeMap::new(),
             backoff: BTreeMap::new(),
             failures_of_job: 0,
+            hangs_in_a_row: 0,
             adopting: None,
             rate: RowRate::default(),
         }

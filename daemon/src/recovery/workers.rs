@@ -6,10 +6,10 @@ use super::{
     gangs::limited,
     machine::Machine,
     rules,
-    state::{StopReason, Worker},
+    state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Epoch, Fault, JobId, Launch, NodeId, RowIx, Severity, WorkerKey},
+    model::{Epoch, Fault, JobId, Lap, Launch, NodeId, RowIx, Severity, WorkerKey},
     planner::Limits,
 };
 
@@ -75,10 +75,9 @@ impl Machine {
         worker.stop_mode = Some(mode);
         worker.last_step_mono_ms = now.mono_ms;
         let worker = worker.key(job_id);
-        self.send(
-            node,
-            Command::StopWorker { command_id, worker, mode, grace_ms, reason: reason.to_owned() },
-        );
+        let (reason, ask_for_stack) = (reason.to_owned(), why == StopReason::Silent);
+        let stop = Command::StopWorker { command_id, worker, mode, grace_ms, reason, ask_for_stack };
+        self.send(node, stop);
     }
 
     fn worker_mut(&mut self, node: &NodeId, key: WorkerKey) -> Option<&mut Worker> {
@@ -99,6 +98,7 @@ impl Machine {
         worker.phase = WorkerPhase::Idle;
         worker.last_step_mono_ms = now.mono_ms;
         let (pid, job) = (worker.pid, key.job);
+        self.note_lap(now, node, job, Lap::Load { ms: load_ms });
         if self.jobs.get(&job).is_some_and(|job| job.is_complete(key.epoch)) {
             self.note_met(job, key.epoch);
         }
@@ -123,18 +123,30 @@ impl Machine {
 
     pub(super) fn on_progress(&mut self, now: Now, node: &NodeId, news: ProgressNews) {
         let Some(worker) = self.worker_mut(node, news.worker) else { return };
-        if worker.stopping.is_none() || news.phase == WorkerPhase::Stopping {
-            worker.phase = news.phase;
-        }
         worker.active_rows = news.active_rows;
         worker.peak_memory_bytes = worker.peak_memory_bytes.max(news.peak_memory_bytes);
         worker.rate.note(now.mono_ms, news.generated_tokens);
         worker.generated_tokens = news.generated_tokens;
+        let before_phase = worker.phase;
+        if worker.stopping.is_none() || news.phase == WorkerPhase::Stopping {
+            worker.phase = news.phase;
+        }
+        let mut lap = None;
+        let newest_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);
         if news.step != worker.step {
+            lap = lap_of(worker, before_phase, &news, newest_mono_ms);
             worker.step = news.step;
-            worker.last_step_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);
+            worker.last_step_mono_ms = newest_mono_ms;
         } else if news.phase == WorkerPhase::Idle {
             worker.last_step_mono_ms = now.mono_ms;
+        } else if before_phase != news.phase {
+            // It begins with something else: a sign of life.
+            worker.last_step_mono_ms = worker.last_step_mono_ms.max(newest_mono_ms);
+        }
+        worker.prompt_tokens = news.prompt_tokens;
+        let job_id = news.worker.job;
+        if let Some(lap) = lap {
+            self.note_lap(now, node, job_id, lap);
         }
         let Some(job) = self.jobs.get_mut(&news.worker.job) else { return };
         let mut grown: Vec<RowIx> = Vec::new();
@@ -153,16 +165,29 @@ impl Machine {
         }
     }
 
+    /// How long a worker may go without a step now. The ranks of a gang take their steps together: where one reads a prompt,
+    /// all wait for it.
+    fn silence_budget_ms(&self, job: &Job, worker: &Worker) -> u64 {
+        let reads = |other: &Worker| other.epoch == worker.epoch && other.phase == WorkerPhase::Prefill;
+        let phase = match worker.phase {
+            WorkerPhase::Idle | WorkerPhase::Decode if job.workers.values().any(reads) => {
+                WorkerPhase::Prefill
+            }
+            phase => phase,
+        };
+        let WorkerSettings { prefill_batch_rows, prefill_step_tokens, .. } = worker.settings;
+        let prefill_tokens = u64::from(prefill_batch_rows) * u64::from(prefill_step_tokens);
+        let pace = self.pace_of(job, worker);
+        rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy)
+    }
+
     /// Workers without a step for too long are ended; their rows come back with their exit.
     pub(super) fn answer_hangs(&mut self, now: Now) {
         let mut hung: Vec<(NodeId, JobId, Epoch, u64)> = Vec::new();
         for id in &self.open_jobs {
             let Some(job) = self.jobs.get(id) else { continue };
             for worker in job.workers.values().filter(|worker| worker.stopping.is_none()) {
-                let budget_ms = match worker.phase {
-                    WorkerPhase::Starting | WorkerPhase::Loading => self.policy.load_budget_ms,
-                    _ => self.policy.step_budget_ms,
-                };
+                let budget_ms = self.silence_budget_ms(job, worker);
                 let connected = self.nodes.get(&worker.node).is_some_and(|node| node.session.is_some());
                 if connected && now.mono_ms > worker.last_step_mono_ms + budget_ms {
                     hung.push((worker.node.clone(), *id, worker.epoch, budget_ms));
@@ -174,6 +199,9 @@ impl Machine {
             // A rank that hangs makes the others of its gang hang; one answer is for all of them.
             if !answered.insert((job, epoch)) {
                 continue;
+            }
+            if let Some(job) = self.jobs.get_mut(&job) {
+                job.hangs_in_a_row = job.hangs_in_a_row.saturating_add(1);
             }
             let seconds = budget_ms / 1_000;
             let reason =
@@ -188,6 +216,22 @@ impl Machine {
             self.stop(now, &node, job, StopMode::Kill, StopReason::Silent, &reason);
             self.end_gang_but(now, job, epoch, Some(&node), &reason);
         }
+    }
+}
+
+/// What a report tells of how long steps take. Steps of both kinds between two reports tell nothing.
+fn lap_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mono_ms: u64) -> Option<Lap> {
+    let steps = news.step.checked_sub(worker.step).filter(|steps| *steps > 0)?;
+    let elapsed_ms = newest_mono_ms.checked_sub(worker.last_step_mono_ms)?;
+    let read = news.prompt_tokens.saturating_sub(worker.prompt_tokens);
+    match (before, news.phase) {
+        (WorkerPhase::Decode, WorkerPhase::Decode) if read == 0 => {
+            Some(Lap::Decode { us: elapsed_ms.saturating_mul(1_000) / steps })
+        }
+        (_, WorkerPhase::Prefill | WorkerPhase::Decode) if read > 0 => {
+            Some(Lap::Prefill { ns: elapsed_ms.saturating_mul(1_000_000) / read })
+        }
+        _ => None,
     }
 }
 

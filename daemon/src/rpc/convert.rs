@@ -177,6 +177,7 @@ pub(crate) fn progress(progress: v1::Progress) -> ProgressNews {
         step: progress.step,
         step_age_ms: progress.step_age_ms,
         active_rows: progress.active_rows,
+        prompt_tokens: progress.prompt_tokens,
         generated_tokens: progress.generated_tokens,
         peak_memory_bytes: progress.peak_memory_bytes,
         checkpoints: progress

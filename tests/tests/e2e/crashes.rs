@@ -31,6 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("crashes::a_row_that_ends_its_worker_fails_alone", NEEDS, poison),
         case("crashes::every_kind_of_end_has_its_answer", NEEDS, every_kind),
+        case("crashes::a_worker_that_takes_no_step_is_ended_with_its_stack", NEEDS, hung),
         case("crashes::a_gpu_that_keeps_failing_is_left_alone", NEEDS, quarantine),
     ]
 }
@@ -201,6 +202,28 @@ async fn every_kind() {
     }
     let expected = [("gpu-fault", 5), ("link-fault", 2), ("out-of-memory", 3), ("worker-exited", 2)];
     assert_eq!(told, expected.into_iter().map(|(fault, times)| (fault.to_owned(), times)).collect());
+    cluster.finish().await;
+}
+
+async fn hung() {
+    let config = "step_budget_ms = 3000\nleast_step_budget_ms = 3000\nstop_grace_ms = 500\n";
+    let cluster = builder("crashes-hung", config)
+        .agents(1)
+        .expect(&[
+            "WARN the worker of j1 on n1 (epoch 1) took no step for 3 s; it is ended kind=\"worker-silent\"",
+            "WARN the worker of j1 on n1 was ended by SIGKILL*kind=\"worker-silent\"",
+        ])
+        .start()
+        .await;
+    cluster.inject("n1", &[Fault::new("it hangs now", End::Hang).after_steps(30)]);
+    let input = input();
+    let job = cluster.control().submit(spec("hung"), input.jsonl()).await;
+    finished(&cluster, &job, &input).await;
+    let [incident] = &cluster.control().incidents("worker-silent").await[..] else { panic!("one incident") };
+    let evidence = incident.evidence.join("\n");
+    for part in ["it hangs now", "most recent call first", "injected_faults.py"] {
+        assert!(evidence.contains(part), "{part} in:\n{evidence}");
+    }
     cluster.finish().await;
 }
 

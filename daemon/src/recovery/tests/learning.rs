@@ -55,7 +55,8 @@ fn a_whole_model_s_answer_is_kept_once_and_another_one_is_told() {
     let workers = started(&kit.tell(Event::JobAccepted(record(1, 100))));
     kit.canary_tokens = vec![7, 8];
     let effects = kit.ready("a", workers[0].1);
-    assert_eq!(recorded(&effects)[0].known_answer, known("m").known_answer);
+    let learned = recorded(&effects).pop().unwrap();
+    assert_eq!(learned.known_answer, known("m").known_answer);
     kit.canary_tokens = vec![7, 9];
     let effects = kit.ready("b", workers[1].1);
     assert_eq!(recorded(&effects), []);
@@ -87,6 +88,7 @@ fn busy(worker: WorkerKey, generated_tokens: u64, step: u64) -> ProgressNews {
         step,
         step_age_ms: 0,
         active_rows: 8,
+        prompt_tokens: 0,
         generated_tokens,
         peak_memory_bytes: 0,
         checkpoints: Vec::new(),
@@ -110,7 +112,7 @@ fn a_speed_is_measured_while_the_same_workers_are_busy() {
             }
             effects.extend(kit.wait(1_000, &sessions));
         }
-        recorded(&effects)
+        recorded(&effects).into_iter().filter(|model| !model.measurements.is_empty()).collect::<Vec<_>>()
     };
     assert_eq!(run(&mut kit, 0..30, &[0]), [], "one of two is no picture of both");
     assert_eq!(run(&mut kit, 30..90, &[0, 1]), [], "not a minute yet");
@@ -118,6 +120,46 @@ fn a_speed_is_measured_while_the_same_workers_are_busy() {
     let speed = Measurement { mode: Mode::Independent, backend: None, ranks: 1, tokens_per_s: 30 };
     assert_eq!(learned[0].measurements, [speed], "of one worker, the mean of both");
     assert_eq!(learned[0].fingerprint, fingerprint());
+}
+
+/// The very first steps are given the time that is not known to be too much; later ones five times their own.
+#[test]
+fn a_worker_is_given_what_its_steps_are_known_to_take() {
+    let (mut kit, sessions) = cluster(&[(100, "m")]);
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 1_000))))[0].1;
+    let _ = kit.ready("a", worker);
+    let step = |kit: &mut Kit, number: u64, step_ms: u64| {
+        let mut effects = kit.wait(step_ms, &sessions);
+        let news = busy(worker, number * 8, number);
+        effects.extend(kit.tell(Event::Progress { node: "a".into(), news }));
+        effects
+    };
+    // Steps of 4 s; the first takes 40 s, for it compiles.
+    assert_eq!(stopped(&step(&mut kit, 1, 40_000)), []);
+    for number in 2..250 {
+        assert_eq!(stopped(&step(&mut kit, number, 4_000)), []);
+    }
+    let effects = kit.wait(60_000, &sessions);
+    let [(_, _, StopMode::Kill)] = stopped(&effects)[..] else { panic!("hung: {:?}", stopped(&effects)) };
+    let told = events(&effects);
+    assert!(told.contains(&"worker-silent"), "{told:?}");
+    let learned = kit.machine.learned(&fingerprint()).unwrap().paces[0];
+    assert!((4_000_000..4_200_000).contains(&learned.decode_step_us), "{learned:?}");
+}
+
+#[test]
+fn a_controller_that_was_absent_holds_nobody_silent() {
+    let (mut kit, sessions) = cluster(&[(100, "m")]);
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 1_000))))[0].1;
+    let _ = kit.ready("a", worker);
+    let _ = kit.wait(1_000, &sessions);
+    kit.now.mono_ms += 3_600_000;
+    kit.now.unix_ms += 3_600_000;
+    let effects = kit.wait(100, &[]);
+    assert_eq!(events(&effects), ["controller-was-absent"]);
+    let effects = kit.wait(4_500, &[]);
+    assert_eq!(events(&effects), [""; 0], "and it has its five seconds again");
+    assert!(events(&kit.wait(600, &[])).contains(&"node-silent"));
 }
 
 /// Measured twice as fast by the pipeline, what would fit one node is spread.

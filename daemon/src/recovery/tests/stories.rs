@@ -105,6 +105,7 @@ fn a_killed_worker_is_replaced_and_its_rows_go_on_from_their_checkpoints() {
         step: 3,
         step_age_ms: 0,
         active_rows: 8,
+        prompt_tokens: 0,
         generated_tokens: 24,
         peak_memory_bytes: 0,
         checkpoints: vec![CheckpointNews {
@@ -362,6 +363,7 @@ fn a_hung_worker_is_ended_and_replaced() {
             step: second + 1,
             step_age_ms: 0,
             active_rows: 8,
+            prompt_tokens: 0,
             generated_tokens: second,
             peak_memory_bytes: 0,
             checkpoints: vec![],
