@@ -110,6 +110,8 @@ pub struct Gangs {
     pub rendezvous_ms: u64,
     /// How long nodes and links must stay as they are before a gang is planned over them.
     pub settle_ms: u64,
+    /// How long a link that has failed must carry before a gang is planned over it.
+    pub link_settle_ms: u64,
     /// The first port that ranks listen on.
     pub first_port: u16,
     /// How many ports there are for them.
@@ -123,6 +125,7 @@ impl Default for Gangs {
             networks: Vec::new(),
             rendezvous_ms: policy.gang_rendezvous_ms,
             settle_ms: policy.gang_settle_ms,
+            link_settle_ms: policy.link_settle_ms,
             first_port: policy.gang_first_port,
             ports: policy.gang_ports,
         }
@@ -165,6 +168,10 @@ pub struct Recovery {
     pub gpu_fault_window_ms: u64,
     /// How long such a node takes no work.
     pub quarantine_ms: u64,
+    /// The longest time that something which has failed must hold before it is relied on again.
+    pub most_settle_ms: u64,
+    /// In which half of what is remembered of failures is forgotten.
+    pub penalty_half_life_ms: u64,
     /// A node not seen for so many days is no longer listed.
     pub forget_node_days: u64,
 }
@@ -188,6 +195,8 @@ impl Default for Recovery {
             gpu_faults_before_quarantine: policy.gpu_faults_before_quarantine,
             gpu_fault_window_ms: policy.gpu_fault_window_ms,
             quarantine_ms: policy.quarantine_ms,
+            most_settle_ms: policy.most_settle_ms,
+            penalty_half_life_ms: policy.penalty_half_life_ms,
             forget_node_days: policy.forget_node_ms / DAY_MS,
         }
     }
@@ -344,6 +353,9 @@ impl Config {
             gpu_faults_before_quarantine: self.recovery.gpu_faults_before_quarantine,
             gpu_fault_window_ms: self.recovery.gpu_fault_window_ms,
             quarantine_ms: self.recovery.quarantine_ms,
+            link_settle_ms: self.gangs.link_settle_ms,
+            most_settle_ms: self.recovery.most_settle_ms,
+            penalty_half_life_ms: self.recovery.penalty_half_life_ms,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
             gang_rendezvous_ms: self.gangs.rendezvous_ms,
@@ -442,6 +454,9 @@ fn note_on(key: &str) -> Option<&'static str> {
             "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\"; no others are used."
         }
         "gangs.rendezvous_ms" => "How long the ranks of a gang may take to find one another.",
+        "gangs.link_settle_ms" => {
+            "How long a link that has failed must carry before it is planned over; doubled for each failure of late."
+        }
         "gangs.settle_ms" => {
             "How long nodes and links must stay as they are before a gang is planned over them."
         }
@@ -473,6 +488,10 @@ fn note_on(key: &str) -> Option<&'static str> {
         "recovery.quarantine_ms" => {
             "How long such a node takes no work; `clusterctl undrain` ends it at once."
         }
+        "recovery.most_settle_ms" => {
+            "The longest time that something which has failed must hold before it is relied on again."
+        }
+        "recovery.penalty_half_life_ms" => "In which half of what is remembered of failures is forgotten.",
         "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
         "limits.max_row_bytes" => "The longest input line.",
         "limits.max_rows" => "The most rows of one job.",

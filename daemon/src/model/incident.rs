@@ -16,6 +16,8 @@ pub enum Fault {
     OutOfMemory,
     /// Ranks of a gang lost one another, or did not meet.
     LinkFault,
+    /// A link that a gang used does not carry any more.
+    LinkDown,
     /// A row ends every worker that generates it.
     PoisonRow,
     /// A node's GPU failed too often; it is left alone for a while.
@@ -45,6 +47,7 @@ impl Fault {
             Self::GpuFault => "gpu-fault",
             Self::OutOfMemory => "out-of-memory",
             Self::LinkFault => "link-fault",
+            Self::LinkDown => "link-down",
             Self::PoisonRow => "poison-row",
             Self::NodeQuarantined => "node-quarantined",
             Self::WorkerSilent => "worker-silent",

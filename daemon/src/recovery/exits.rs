@@ -8,7 +8,7 @@ use super::{
     rules::{self, Answer, ExitFacts},
     state::{Backoff, StopReason},
 };
-use crate::model::{JobId, JobState, NodeId, Severity, WorkerKey, said_once};
+use crate::model::{Epoch, JobId, JobState, NodeId, Severity, WorkerKey, said_once};
 
 impl Machine {
     pub(super) fn on_command_refused(&mut self, now: Now, node: &NodeId, command_id: u64, problem: String) {
@@ -34,9 +34,10 @@ impl Machine {
         let WorkerKey { job: job_id, epoch, .. } = exit.worker;
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
-        let (stopping, rank, world_size) = (worker.stopping, worker.rank, worker.world_size);
+        let (stopping, world_size) = (worker.stopping, worker.world_size);
         let was_hung = stopping == Some(StopReason::Silent);
-        let asked = stopping == Some(StopReason::NotNeeded) || exit.class == ExitClass::Orderly;
+        let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
+            || exit.class == ExitClass::Orderly;
         if exit.class == ExitClass::Apart && !asked {
             self.note_unmet(now, job_id, epoch);
         }
@@ -44,31 +45,117 @@ impl Machine {
         job.workers.remove(node);
         job.record.launches.retain(|launch| launch.node != *node);
         let costs = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
-        let finding = match (asked, world_size) {
-            (_, 2..) => self.suspect_rows_of_gang(now, node, exit, asked, was_hung),
-            (true, _) => Finding::Nothing,
-            (false, _) => self.suspect_rows(now, node, exit, was_hung),
-        };
-        if asked
-            && finding != Finding::Nothing
-            && let Some(job) = self.jobs.get_mut(&job_id)
-        {
-            // The crash of another rank was counted as a failure before it was known what it tells.
-            job.failures_of_job = job.failures_of_job.saturating_sub(1);
-        }
-        let answer =
-            if asked { Answer::Nothing } else { self.judge_exit(now, node, exit, &finding, costs.0) };
-        self.record_job(job_id);
-        if rules::is_fault(exit.class, asked) {
-            self.open_exit_incident(now, node, exit, stopping, answer, costs);
-        } else {
-            let message = format!("the worker of {job_id} on {node} (epoch {epoch}) ended");
-            self.emit(Severity::Info, "worker-ended", Some(node), Some(job_id), message);
-        }
-        self.carry_out(now, node, exit, answer);
         if world_size > 1 {
-            let why = format!("rank {rank} of its gang, on {node}, is gone");
-            self.end_gang(now, job_id, epoch, &why);
+            self.on_rank_exited(now, node, exit, asked, was_hung, costs);
+        } else if asked {
+            self.record_job(job_id);
+            self.tell_of_end(node, exit);
+        } else {
+            let finding = self.suspect_rows(now, node, exit, was_hung);
+            self.settle_exit(now, node, exit, was_hung, &finding, costs);
+        }
+    }
+
+    fn tell_of_end(&mut self, node: &NodeId, exit: &WorkerExit) {
+        let WorkerKey { job, epoch, .. } = exit.worker;
+        let message = format!("the worker of {job} on {node} (epoch {epoch}) ended");
+        self.emit(Severity::Info, "worker-ended", Some(node), Some(job), message);
+    }
+
+    /// What follows from an end that nobody asked for. Returns the incident's number.
+    fn settle_exit(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        was_hung: bool,
+        finding: &Finding,
+        costs: (u64, u64),
+    ) -> Option<u64> {
+        let answer = self.judge_exit(now, node, exit, finding, costs.0);
+        self.record_job(exit.worker.job);
+        let incident = if rules::is_fault(exit.class, false) {
+            Some(self.open_exit_incident(now, node, exit, was_hung, answer, costs))
+        } else {
+            self.tell_of_end(node, exit);
+            None
+        };
+        self.carry_out(now, node, exit, answer);
+        incident
+    }
+
+    /// Of a gang the end of one rank is told, and the others are ended. A rank that lost another one often says so before
+    /// that other one is known to be gone: then what the other says is the cause.
+    fn on_rank_exited(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        asked: bool,
+        was_hung: bool,
+        costs: (u64, u64),
+    ) {
+        let WorkerKey { job: job_id, epoch, rank } = exit.worker;
+        let finding = self.suspect_rows_of_gang(now, node, exit, asked, was_hung);
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let others = !job.nodes_of(epoch).is_empty();
+        let told = job.gangs.get_mut(&epoch).is_some_and(|gang| {
+            gang.costs.0 += costs.0;
+            gang.costs.1 += costs.1;
+            gang.incident.is_some()
+        });
+        let gang = job.gangs.get_mut(&epoch);
+        let had_aftermath = gang.as_ref().is_some_and(|gang| gang.aftermath.is_some());
+        let is_aftermath = !asked && exit.class == ExitClass::LinkFault && others && gang.is_some();
+        let is_cause =
+            if asked { had_aftermath && rules::explains_a_lost_rank(exit.class) } else { !is_aftermath };
+        if told || !(is_cause || is_aftermath) {
+            if asked && finding != Finding::Nothing {
+                // The crash of another rank was counted as a failure before it was known what it tells.
+                job.failures_of_job = job.failures_of_job.saturating_sub(1);
+            }
+            self.record_job(job_id);
+            self.tell_of_end(node, exit);
+        } else if is_cause {
+            let incident = self.settle_exit(now, node, exit, was_hung, &finding, (0, 0));
+            if let Some(gang) = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)) {
+                gang.incident = incident;
+                gang.aftermath = None;
+            }
+        } else if let Some(gang) = gang {
+            gang.aftermath.get_or_insert_with(|| (node.clone(), exit.clone()));
+            self.record_job(job_id);
+        }
+        self.charge_gang(job_id, epoch);
+        let why = format!("rank {rank} of its gang, on {node}, is gone");
+        self.end_gang(now, job_id, epoch, &why);
+    }
+
+    /// Puts what the end of a gang has cost so far into its incident.
+    pub(super) fn charge_gang(&mut self, job_id: JobId, epoch: Epoch) {
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let Some(gang) = job.gangs.get_mut(&epoch) else { return };
+        if let Some(incident) = gang.incident {
+            let (rows, tokens) = std::mem::take(&mut gang.costs);
+            job.record.rows_requeued += rows;
+            self.incidents.add_costs(incident, rows, tokens);
+        }
+    }
+
+    /// No rank is left. What a rank said that lost another is all there is to say, if none has said more.
+    pub(super) fn on_gang_gone(&mut self, now: Now, job_id: JobId, epoch: Epoch) {
+        let aftermath =
+            self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)?.aftermath.take());
+        if let Some((node, exit)) = aftermath {
+            self.distrust_links(now, job_id, epoch);
+            let incident = self.settle_exit(now, &node, &exit, false, &Finding::Nothing, (0, 0));
+            if let Some(gang) = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)) {
+                gang.incident = incident;
+            }
+        }
+        self.charge_gang(job_id, epoch);
+        if let Some(job) = self.jobs.get_mut(&job_id) {
+            job.gangs.remove(&epoch);
         }
     }
 
@@ -116,19 +203,19 @@ impl Machine {
         now: Now,
         node: &NodeId,
         exit: &WorkerExit,
-        stopping: Option<StopReason>,
+        was_hung: bool,
         answer: Answer,
         (rows_requeued, tokens_saved): (u64, u64),
-    ) {
+    ) -> u64 {
         let job_id = exit.worker.job;
-        let fault = rules::fault_of(exit.class, stopping == Some(StopReason::Silent));
+        let fault = rules::fault_of(exit.class, was_hung);
         let cause = if exit.first_error.is_empty() || exit.status.ends_with(&exit.first_error) {
             String::new()
         } else {
             format!(": {}", exit.first_error)
         };
         let summary = format!("the worker of {job_id} on {node} {}{cause}", exit.status);
-        let easing = self.easing_sentence(exit.class, answer);
+        let easing = easing_sentence(exit.class, answer);
         let action = format!("{answer}{easing}");
         self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
         let opening = Opening {
@@ -140,17 +227,7 @@ impl Machine {
             rows_requeued,
             tokens_saved,
         };
-        self.incidents.open(now, fault, opening);
-    }
-
-    fn easing_sentence(&self, class: ExitClass, answer: Answer) -> &'static str {
-        match (class, answer) {
-            (ExitClass::GpuFault, Answer::RestartAfter { .. }) => {
-                ", with smaller steps and fewer rows together"
-            }
-            (ExitClass::OutOfMemory, Answer::RestartAfter { .. }) => ", with fewer rows together",
-            _ => "",
-        }
+        self.incidents.open(now, fault, opening)
     }
 
     fn carry_out(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, answer: Answer) {
@@ -205,5 +282,13 @@ impl Machine {
         let why: Vec<String> = said.into_iter().map(|(nodes, why)| format!("{nodes}: {why}")).collect();
         let model = job.record.spec.model.clone();
         self.fail_job(now, job_id, format!("no node can run model {model} ({})", why.join("; ")));
+    }
+}
+
+fn easing_sentence(class: ExitClass, answer: Answer) -> &'static str {
+    match (class, answer) {
+        (ExitClass::GpuFault, Answer::RestartAfter { .. }) => ", with smaller steps and fewer rows together",
+        (ExitClass::OutOfMemory, Answer::RestartAfter { .. }) => ", with fewer rows together",
+        _ => "",
     }
 }

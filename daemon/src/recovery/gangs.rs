@@ -14,7 +14,7 @@ use super::{
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Backend, Epoch, JobId, Launch, Mode, NodeId, Reason, RowIx, Severity},
+    model::{Backend, Epoch, JobId, Launch, Link, Mode, NodeId, Reason, RowIx, Severity},
     planner::{GangPlan, Limits},
 };
 
@@ -24,6 +24,14 @@ pub(super) struct GangRecord {
     pub(super) mode: Mode,
     pub(super) backend: Backend,
     pub(super) reasons: Vec<Reason>,
+    /// The links it uses.
+    pub(super) links: Vec<Link>,
+    /// The incident of its end, once that is told.
+    pub(super) incident: Option<u64>,
+    /// Rows and tokens that its end cost, and are in no incident yet.
+    pub(super) costs: (u64, u64),
+    /// A rank that lost another one: what it says counts only if no other says what really happened.
+    pub(super) aftermath: Option<(NodeId, WorkerExit)>,
     /// The end of a rank that can be a row's doing, and where it was.
     pub(super) accusing: Option<(NodeId, WorkerExit)>,
     /// The rows in work when rank 0 ended.
@@ -31,9 +39,29 @@ pub(super) struct GangRecord {
 }
 
 impl GangRecord {
-    fn new(plan: &GangPlan, reasons: Vec<Reason>) -> Self {
+    fn new(plan: &GangPlan, reasons: Vec<Reason>, links: &[Link]) -> Self {
         let GangPlan { mode, backend, .. } = *plan;
-        Self { mode, backend, reasons, accusing: None, in_work: None }
+        let count = plan.ranks.len();
+        let rank_of = |node: &NodeId| plan.ranks.iter().position(|rank| rank.node == *node);
+        let is_used = |link: &&Link| {
+            let ends = rank_of(&link.a.node).zip(rank_of(&link.b.node));
+            ends.is_some_and(|(a, b)| {
+                // Each rank with its neighbours, and rank 0 with every other.
+                backend == Backend::Jaccl || a == 0 || b == 0 || (a + 1) % count == b || (b + 1) % count == a
+            })
+        };
+        let links = links.iter().filter(is_used).cloned().collect();
+        Self {
+            mode,
+            backend,
+            reasons,
+            links,
+            incident: None,
+            costs: (0, 0),
+            aftermath: None,
+            accusing: None,
+            in_work: None,
+        }
     }
 }
 
@@ -85,7 +113,7 @@ impl Machine {
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
-        job.gangs.insert(epoch, GangRecord::new(plan, reasons));
+        job.gangs.insert(epoch, GangRecord::new(plan, reasons, &self.links));
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
         for (rank, planned) in (0..).zip(&plan.ranks) {
@@ -186,7 +214,7 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let left = job.nodes_of(epoch);
         if left.is_empty() {
-            job.gangs.remove(&epoch);
+            self.on_gang_gone(now, job_id, epoch);
         }
         for node in left.iter().filter(|node| Some(*node) != told) {
             self.stop(now, node, job_id, StopMode::Kill, StopReason::NotNeeded, why);

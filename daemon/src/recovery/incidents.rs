@@ -42,7 +42,8 @@ impl Incidents {
         self.newest_last = incidents.into();
     }
 
-    pub(super) fn open(&mut self, now: Now, fault: Fault, opening: Opening) {
+    /// Returns its number.
+    pub(super) fn open(&mut self, now: Now, fault: Fault, opening: Opening) -> u64 {
         if let Some(known) =
             self.newest_last.iter_mut().rev().find(|known| is_again(known, now, fault, &opening))
         {
@@ -55,7 +56,7 @@ impl Incidents {
             known.rows_requeued += opening.rows_requeued;
             known.tokens_saved += opening.tokens_saved;
             self.changed.insert(known.id);
-            return;
+            return known.id;
         }
         self.last_id += 1;
         if self.newest_last.len() == KEPT {
@@ -78,6 +79,18 @@ impl Incidents {
             tokens_saved: opening.tokens_saved,
         });
         self.changed.insert(self.last_id);
+        self.last_id
+    }
+
+    /// What it cost besides what was known when it was opened.
+    pub(super) fn add_costs(&mut self, id: u64, rows_requeued: u64, tokens_saved: u64) {
+        if let Some(incident) = self.newest_last.iter_mut().rev().find(|incident| incident.id == id)
+            && (rows_requeued, tokens_saved) != (0, 0)
+        {
+            incident.rows_requeued += rows_requeued;
+            incident.tokens_saved += tokens_saved;
+            self.changed.insert(id);
+        }
     }
 
     /// Closes all open incidents that `is_over` names.

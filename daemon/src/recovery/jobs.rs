@@ -51,6 +51,8 @@ impl Machine {
             incident.fault == Fault::NodeSilent
                 && incident.node.as_ref().is_some_and(|node| !nodes.contains_key(node))
         });
+        self.incidents
+            .close(now, "the controller was started anew", |incident| incident.fault == Fault::LinkDown);
         // Where the disk is still full, it shows with the first result.
         self.incidents
             .close(now, "the controller was started anew", |incident| incident.fault == Fault::DiskFull);
@@ -76,6 +78,7 @@ impl Machine {
         self.forget_unmet(now);
         self.end_adoption(now);
         self.end_quarantines(now);
+        self.settle_links(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);
         }

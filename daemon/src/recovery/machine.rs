@@ -6,6 +6,7 @@ use super::{
     effect::{Command, Effect},
     event::{Event, Now},
     incidents::Incidents,
+    link_health::LinkHealth,
     meetings::Unmet,
     models::Models,
     rules::Policy,
@@ -31,6 +32,7 @@ pub struct Machine {
     /// Ways between nodes that gangs may use, and how often they have changed.
     pub(super) links: Vec<Link>,
     pub(super) links_version: u64,
+    pub(super) link_health: LinkHealth,
     pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
     /// When the last tick was.
@@ -54,6 +56,7 @@ impl Machine {
             learned: BTreeMap::new(),
             links: Vec::new(),
             links_version: 0,
+            link_health: LinkHealth::default(),
             unmet: Unmet::default(),
             port_offset: 0,
             ticked_mono_ms: None,
@@ -78,10 +81,10 @@ impl Machine {
             Event::Tick => self.on_tick(now),
             Event::PolicyChanged(policy) => {
                 self.policy = policy;
-                self.refresh_links();
+                self.refresh_links(now);
             }
             Event::Observed { node, memory, interfaces } => {
-                reconsider = self.on_observed(&node, memory, interfaces);
+                reconsider = self.on_observed(now, &node, memory, interfaces);
             }
             Event::ModelFound { node, session, model, found } => {
                 self.on_model_found(&node, session, &model, found);

@@ -23,6 +23,7 @@
 //!                                └───────────────── hello ───────────────┴───────────────────────┘
 //! ```
 
+mod damping;
 mod dispatch;
 mod effect;
 mod event;
@@ -32,6 +33,7 @@ mod incidents;
 mod isolation;
 mod jobs;
 mod learning;
+mod link_health;
 mod machine;
 mod meetings;
 mod models;

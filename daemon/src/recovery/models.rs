@@ -132,7 +132,7 @@ impl Machine {
     }
 
     /// Links between nodes, derived anew whenever what they say of their interfaces has changed.
-    pub(super) fn refresh_links(&mut self) {
+    pub(super) fn refresh_links(&mut self, now: Now) {
         let interfaces: Vec<NodeInterfaces> = self
             .nodes
             .values()
@@ -144,8 +144,9 @@ impl Machine {
             .collect();
         let found = links(&interfaces, &self.policy.gang_networks);
         if found != self.links {
-            self.links = found;
+            let before = std::mem::replace(&mut self.links, found);
             self.links_version += 1;
+            self.on_links(now, &before);
         }
     }
 
@@ -233,6 +234,8 @@ impl Machine {
     fn layout_on(&mut self, now: Now, id: JobId, basis: Basis, facts: &ModelFacts) -> Arc<Layout> {
         let settle_ms = self.policy.gang_settle_ms;
         let measurements = self.measurements(&basis.fingerprint);
+        let links = self.settled_links();
+        let unsettled = self.unsettled_reasons(now);
         let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
         let is_same = job.layout.basis.as_ref() == Some(&basis);
         if !is_same || job.layout.measurements != measurements {
@@ -247,14 +250,17 @@ impl Machine {
                     most_gangs: basis.candidates.len(),
                 })
             };
-            let without = self.unmet.avoided(&self.links).map(|links| choose_over(&links));
-            let answer = match without {
+            let without = self.unmet.avoided(&links).map(|links| choose_over(&links));
+            let mut answer = match without {
                 Some(mut answer) if !matches!(answer.choice, Choice::Refused { .. }) => {
                     answer.reasons.extend(self.unmet.reasons());
                     answer
                 }
-                _ => choose_over(&self.links),
+                _ => choose_over(&links),
             };
+            if !matches!(answer.choice, Choice::Independent(_)) {
+                answer.reasons.extend(unsettled.clone());
+            }
             let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
             let since_mono_ms = if is_same { job.layout.since_mono_ms } else { now.mono_ms };
             job.layout = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };

@@ -47,6 +47,13 @@ pub struct Policy {
     pub gpu_fault_window_ms: u64,
     /// How long such a node takes no work. What a GPU restart leaves behind is over in minutes; a heat problem is not.
     pub quarantine_ms: u64,
+    /// How long a link that has failed must carry before a gang is planned over it; doubled for each failure that is not
+    /// forgotten yet. Cables are plugged in twice, and addresses come late.
+    pub link_settle_ms: u64,
+    /// The longest such time: a link that works again is in use again the same night.
+    pub most_settle_ms: u64,
+    /// In which half of what is remembered of failures is forgotten.
+    pub penalty_half_life_ms: u64,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
     /// Networks that ranks may talk over; no others.
@@ -81,6 +88,9 @@ impl Default for Policy {
             gpu_faults_before_quarantine: 3,
             gpu_fault_window_ms: 3_600_000,
             quarantine_ms: 3_600_000,
+            link_settle_ms: 5_000,
+            most_settle_ms: 600_000,
+            penalty_half_life_ms: 1_800_000,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
             gang_rendezvous_ms: 60_000,
@@ -150,7 +160,7 @@ impl fmt::Display for Answer {
 /// The table for workers that are gone. Read from the top; the first line that fits holds.
 #[must_use]
 pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
-    use ExitClass::{Apart, GpuFault, Leftover, ModelUnreadable, ModelUnsupported, Orderly};
+    use ExitClass::{Apart, GpuFault, Leftover, LinkFault, ModelUnreadable, ModelUnsupported, Orderly};
     match facts {
         ExitFacts { asked: true, .. } => Answer::Nothing,
         ExitFacts { class: ModelUnreadable | ModelUnsupported, .. } => Answer::BarNode,
@@ -158,7 +168,7 @@ pub fn answer(facts: ExitFacts, policy: &Policy) -> Answer {
         ExitFacts { class: Leftover | Orderly, .. } => Answer::RestartAfter { pause_ms: 0 },
         // A network that is away for an hour comes back by itself, and a try loads nothing: with the pause at its cap and
         // the time for the meeting, one in two minutes.
-        ExitFacts { class: Apart, failures_in_a_row, .. } => {
+        ExitFacts { class: Apart | LinkFault, failures_in_a_row, .. } => {
             Answer::RestartAfter { pause_ms: pause_ms(failures_in_a_row, policy) }
         }
         ExitFacts { class: GpuFault, gpu_faults, .. }
@@ -248,7 +258,7 @@ pub fn can_ease(class: ExitClass, out_of_memory: u32, settings: WorkerSettings) 
 /// search that gets closer, or a gentler try, is no failure yet.
 #[must_use]
 pub fn counts_against_job(class: ExitClass, narrowed: bool, can_ease: bool) -> bool {
-    !matches!(class, ExitClass::Leftover | ExitClass::Apart) && !narrowed && !can_ease
+    !matches!(class, ExitClass::Leftover | ExitClass::Apart | ExitClass::LinkFault) && !narrowed && !can_ease
 }
 
 /// How many times what a step takes at the slowest it may take before it counts as hung.
@@ -300,6 +310,13 @@ pub fn silence_budget_ms(
         }
     };
     budget_ms.saturating_mul(1 << hangs.min(8)).min(MOST_STEP_BUDGET_MS)
+}
+
+/// Whether this end of one rank is why another one lost it. One that was told to end and did is not.
+#[must_use]
+pub fn explains_a_lost_rank(class: ExitClass) -> bool {
+    use ExitClass::{CanaryFailed, Crashed, GpuFault, OutOfMemory, Signalled};
+    matches!(class, CanaryFailed | Crashed | GpuFault | OutOfMemory | Signalled)
 }
 
 /// Whether an end that nobody asked for is worth an incident.
@@ -378,7 +395,7 @@ mod tests {
                 restart(500),
             ),
             (ExitFacts { failures_of_job: 5, ..facts(ExitClass::Crashed) }, Answer::PauseJob),
-            (ExitFacts { failures_of_job: 5, ..facts(ExitClass::LinkFault) }, Answer::PauseJob),
+            (ExitFacts { failures_of_job: 5, ..facts(ExitClass::LinkFault) }, restart(500)),
             (
                 ExitFacts { failures_in_a_row: 99, failures_of_job: 5, ..facts(ExitClass::Apart) },
                 restart(60_000),
@@ -477,7 +494,7 @@ mod tests {
             (ExitClass::Crashed, true, false, false),
             (ExitClass::Leftover, false, false, false),
             (ExitClass::Apart, false, false, false),
-            (ExitClass::LinkFault, false, false, true),
+            (ExitClass::LinkFault, false, false, false),
         ];
         for (class, narrowed, eased, expected) in counts {
             assert_eq!(counts_against_job(class, narrowed, eased), expected, "{class:?} {narrowed} {eased}");

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     fit::NodeMemory,
-    model::{Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey},
+    model::{Epoch, Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey},
     planner::Interface,
 };
 
@@ -46,7 +46,7 @@ impl Machine {
             self.send(&id, Command::Drain { draining: true });
         }
         self.tell_of_return(now, &id, &before, &facts);
-        self.refresh_links();
+        self.refresh_links(now);
         let held = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
             session.replaying = Some(held);
@@ -119,9 +119,6 @@ impl Machine {
         }
         for (job, epoch, world_size, asked) in gone {
             self.record_job(job);
-            if world_size > 1 {
-                self.end_gang(now, job, epoch, &format!("the rank of its gang on {id} is gone"));
-            }
             if !asked {
                 let message =
                     format!("the worker of {job} (epoch {epoch}) on {id} ended while {id} was away");
@@ -133,7 +130,11 @@ impl Machine {
                     action: "its rows are handed out again".to_owned(),
                     ..Opening::default()
                 };
-                self.incidents.open(now, Fault::AgentRestarted, opening);
+                let incident = self.incidents.open(now, Fault::AgentRestarted, opening);
+                self.blame(job, epoch, incident);
+            }
+            if world_size > 1 {
+                self.end_gang(now, job, epoch, &format!("the rank of its gang on {id} is gone"));
             }
         }
         held
@@ -352,9 +353,6 @@ impl Machine {
                 self.record_job(job_id);
             }
         }
-        for (job, epoch) in broken {
-            self.end_gang(now, job, epoch, &format!("the node of a rank, {id}, is silent"));
-        }
         let seconds = self.policy.node_silent_ms as f64 / 1e3;
         let summary = format!("no word from {id} for {seconds:.0} s");
         let rows = match rows_requeued {
@@ -371,12 +369,24 @@ impl Machine {
             tokens_saved,
             ..Opening::default()
         };
-        self.incidents.open(now, Fault::NodeSilent, opening);
+        let incident = self.incidents.open(now, Fault::NodeSilent, opening);
+        for (job, epoch) in broken {
+            self.blame(job, epoch, incident);
+            self.end_gang(now, job, epoch, &format!("the node of a rank, {id}, is silent"));
+        }
+    }
+
+    /// What the end of a gang costs belongs to this incident.
+    pub(super) fn blame(&mut self, job: JobId, epoch: Epoch, incident: u64) {
+        if let Some(gang) = self.jobs.get_mut(&job).and_then(|job| job.gangs.get_mut(&epoch)) {
+            gang.incident.get_or_insert(incident);
+        }
     }
 
     /// Returns whether it can change a plan.
     pub(super) fn on_observed(
         &mut self,
+        now: Now,
         id: &NodeId,
         memory: NodeMemory,
         interfaces: Vec<Interface>,
@@ -387,7 +397,7 @@ impl Machine {
         let interfaces_changed = node.facts.interfaces != interfaces;
         if interfaces_changed {
             node.facts.interfaces = interfaces;
-            self.refresh_links();
+            self.refresh_links(now);
         }
         budget_changed || interfaces_changed
     }

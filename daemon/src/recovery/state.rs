@@ -124,6 +124,8 @@ pub enum StopReason {
     NotNeeded,
     /// It took no step within its budget: its end is a fault.
     Silent,
+    /// A link of its gang is down: that is the fault, and is told as one.
+    LinkLost,
 }
 
 impl Worker {

@@ -120,7 +120,7 @@ async fn black_holed(name: &str, mode: Mode) {
     let silent =
         "WARN the worker of j1 on n* (epoch 1) took no step for 10 s; it is ended kind=\"worker-silent\"";
     let ended = "WARN the worker of j1 on n* was ended by SIGKILL*kind=\"worker-silent\"";
-    let apart = "WARN the worker of j1 on n* exited with status 3: rank * within 10 s*restart after *kind=\"worker-exited\"";
+    let apart = "WARN the worker of j1 on n* exited with status 3: rank * within 10 s*restart after *kind=\"link-fault\"";
     let gangs = format!("networks = [\"{}\"]\nrendezvous_ms = {}\n", Net::ADDRESSES, RENDEZVOUS.as_millis());
     let (step_budget_ms, stop_grace_ms) = (STEP_BUDGET.as_millis(), STOP_GRACE.as_millis());
     let recovery =
@@ -153,7 +153,7 @@ async fn black_holed(name: &str, mode: Mode) {
     assert!(down < STEP_BUDGET + STOP_GRACE + MARGIN, "the gang was down after {down:?} only");
 
     // The planner cannot see a black hole: the next gang is of the same two nodes, and they do not meet.
-    let _ = cluster.control().wait_event("worker-exited").await;
+    let _ = cluster.control().wait_event("link-fault").await;
     let gave_up = struck.elapsed();
     cluster.net().heal("n2");
     let meets = |job: &Job| job.epoch > 2 && job.workers.iter().any(|worker| worker.active_rows > 0);

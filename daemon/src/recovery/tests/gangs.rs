@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::kit::*;
 use crate::{
-    model::{Epoch, JobId, JobRecord, JobState, Launch, Mode, RowIx, RowLengths, WorkerKey},
+    model::{Epoch, Fault, JobId, JobRecord, JobState, Launch, Mode, NodeId, RowIx, RowLengths, WorkerKey},
     recovery::*,
 };
 
@@ -347,4 +347,74 @@ fn a_restarted_controller_adopts_a_whole_gang_and_ends_a_half_one() {
     effects.extend(more);
     effects.extend(half.wait(1_000, &[("a", on_a), ("b", on_b)]));
     assert_eq!(stopped(&effects), [("a".to_owned(), ranks[0].1, StopMode::Kill)]);
+}
+
+/// What a node says when its only interface carries nothing, or carries again.
+fn carrier(kit: &mut Kit, node: &str, usable: bool) -> Vec<Effect> {
+    let NodeFacts { memory, mut interfaces, .. } = kit.machines[node].clone();
+    interfaces[0].usable = usable;
+    kit.tell(Event::Observed { node: node.into(), memory, interfaces })
+}
+
+#[test]
+fn a_gang_over_a_lost_link_is_ended_at_once_and_the_link_must_hold_before_the_next() {
+    let (mut kit, sessions, ranks, rows) = at_work();
+    let effects = carrier(&mut kit, "b", false);
+    assert_eq!(stopped(&effects).len(), 2, "both ranks, without waiting for a step that never comes");
+    let mut wait_for_restart_ms = Vec::new();
+    let mut running = ranks;
+    for round in 1..=3 {
+        for (node, worker) in &running {
+            kit.exit(node, *worker, ExitClass::Killed);
+        }
+        let incident = kit.machine.incidents().next().unwrap();
+        assert_eq!((incident.fault, incident.times), (Fault::LinkDown, round));
+        assert_eq!(incident.rows_requeued, rows.len() as u64 * u64::from(round));
+        assert!(incident.summary.ends_with("en5 on b carries nothing"), "{}", incident.summary);
+        assert_eq!(started(&kit.wait(20_000, &sessions)), [], "no way");
+        carrier(&mut kit, "b", true);
+        let mut waited_ms = 0;
+        running = loop {
+            let effects = kit.wait(1_000, &sessions);
+            waited_ms += 1_000;
+            let ranks = started(&effects);
+            if !ranks.is_empty() {
+                break ranks;
+            }
+            assert!(waited_ms < 600_000, "{:#?}", kit.job(1).plan);
+        };
+        wait_for_restart_ms.push(waited_ms);
+        let incident = kit.machine.incidents().next().unwrap();
+        assert!(incident.outcome.starts_with("the link carries again"), "{incident:#?}");
+        let mut held = 0;
+        for (node, worker) in &running {
+            held += granted(&kit.ready(node, *worker), &running[0].0).len();
+        }
+        assert_eq!(held, rows.len());
+        carrier(&mut kit, "b", false);
+    }
+    let doubled = |pair: &[u64]| pair[1] > pair[0] * 3 / 2;
+    assert!(wait_for_restart_ms.windows(2).all(doubled), "longer each time: {wait_for_restart_ms:?}");
+    assert_eq!(kit.job(1).record.state, JobState::Active, "no link pauses a job");
+}
+
+#[test]
+fn what_really_happened_is_told_though_the_other_rank_says_first_that_it_lost_one() {
+    let (mut kit, _, ranks, rows) = at_work();
+    kit.exit(&ranks[0].0, ranks[0].1, ExitClass::LinkFault);
+    assert_eq!(kit.machine.incidents().count(), 0, "there may be more to say");
+    kit.exit(&ranks[1].0, ranks[1].1, ExitClass::OutOfMemory);
+    let [incident] = kit.machine.incidents().cloned().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!((incident.fault, incident.node.as_ref().map(NodeId::as_str)), (Fault::OutOfMemory, Some("b")));
+    assert_eq!(incident.rows_requeued, rows.len() as u64);
+
+    let (mut kit, _, ranks, _) = at_work();
+    kit.exit(&ranks[0].0, ranks[0].1, ExitClass::LinkFault);
+    kit.exit(&ranks[1].0, ranks[1].1, ExitClass::Orderly);
+    let [incident] = kit.machine.incidents().cloned().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(
+        (incident.fault, incident.node.as_ref().map(NodeId::as_str)),
+        (Fault::LinkFault, Some("a")),
+        "nobody said more"
+    );
 }
