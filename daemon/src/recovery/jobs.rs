@@ -264,6 +264,7 @@ impl Machine {
         job.record.crashes.clear();
         job.gangs.clear();
         job.adopting = None;
+        job.closed = None;
         self.open_jobs.remove(&id);
         self.record_job(id);
         self.incidents.close(now, "the job is over", |incident| incident.job == Some(id));

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::tz::TimeZone;
+
 use super::{
     effect::{Command, Effect},
     event::{Event, Now},
@@ -33,6 +35,8 @@ pub struct Machine {
     pub(super) links_version: u64,
     pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
+    /// Whose clock the windows of jobs go by.
+    pub(super) zone: TimeZone,
     /// When the last tick was.
     pub(super) ticked_mono_ms: Option<u64>,
     pub(super) out: Vec<Effect>,
@@ -56,9 +60,16 @@ impl Machine {
             links_version: 0,
             unmet: Unmet::default(),
             port_offset: 0,
+            zone: TimeZone::UTC,
             ticked_mono_ms: None,
             out: Vec::new(),
         }
+    }
+
+    /// The same machine, with windows by another clock than UTC.
+    #[must_use]
+    pub fn in_zone(self, zone: TimeZone) -> Self {
+        Self { zone, ..self }
     }
 
     /// Takes in one event and says what is to be done, in order.
@@ -131,6 +142,7 @@ impl Machine {
         }
         if reconsider {
             self.settle_jobs(now);
+            self.mind_windows(now);
             self.ask_about_models();
             self.dispatch(now);
         }
@@ -143,6 +155,12 @@ impl Machine {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Whose clock the windows of jobs go by.
+    #[must_use]
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
     }
 
     /// All nodes known, by name.

@@ -12,6 +12,8 @@ pub(super) struct RowRate {
 const SAMPLE_EVERY_MS: u64 = 1_000;
 /// Five minutes: long enough to smooth batches that end together.
 const SAMPLES: usize = 300;
+/// What was seen for less time says nothing about a night: batches begin and end together.
+const SETTLED_MS: u64 = 60_000;
 
 impl RowRate {
     /// Notes how many rows are done.
@@ -31,6 +33,14 @@ impl RowRate {
         let elapsed_ms = mono_ms.checked_sub(since_ms).filter(|elapsed| *elapsed >= SAMPLE_EVERY_MS)?;
         let rows = rows_done.checked_sub(before).filter(|rows| *rows > 0)?;
         Some(rows as f64 * 1e3 / elapsed_ms as f64)
+    }
+
+    /// The same, once there is enough to base a forecast on.
+    pub(super) fn settled_rows_per_s(&self, mono_ms: u64, rows_done: u64) -> Option<f64> {
+        let (since_ms, _) = *self.samples.front()?;
+        (mono_ms.saturating_sub(since_ms) >= SETTLED_MS)
+            .then(|| self.rows_per_s(mono_ms, rows_done))
+            .flatten()
     }
 
     /// Starts anew, after a pause during which nothing could be done.
@@ -85,6 +95,9 @@ mod tests {
     fn a_steady_job_shows_its_speed() {
         let mut rate = RowRate::default();
         assert_eq!(rate.rows_per_s(0, 0), None);
+        rate.note(0, 0);
+        assert_eq!(rate.settled_rows_per_s(59_000, 236), None);
+        assert_eq!(rate.settled_rows_per_s(60_000, 240), Some(4.0));
         for second in 0..1_000_u64 {
             rate.note(second * 1_000, second * 4);
         }
