@@ -19,6 +19,10 @@ pub fn submitted(view: &SubmitView, source: &str, watching: bool, screen: &Scree
             if let Some(detail) = &job.detail {
                 lines.extend(screen.sentence("", &capital(&sentence(detail)), Style::Plain));
             }
+            if let Some(at) = job.deadline_at {
+                let text = format!("Its deadline is {}.", screen.coming(at.0));
+                lines.extend(screen.sentence("", &text, Style::Plain));
+            }
             if !watching {
                 let next = format!(
                     "Watch it: clusterctl watch {0} · Read its results: clusterctl results {0}",
