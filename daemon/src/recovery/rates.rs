@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug, Default)]
 pub(super) struct RowRate {
     samples: VecDeque<(u64, u64)>,
+    /// Since when nobody is at work on it.
+    idle_since_mono_ms: Option<u64>,
 }
 
 /// Often enough that a short job shows a speed at all.
@@ -14,11 +16,15 @@ const SAMPLE_EVERY_MS: u64 = 1_000;
 const SAMPLES: usize = 300;
 /// What was seen for less time says nothing about a night: batches begin and end together.
 const SETTLED_MS: u64 = 60_000;
+/// A break that is longer is none between two tries of the same worker, and the time in it is not part of the speed.
+const BREAK_MS: u64 = 60_000;
 
 impl RowRate {
     /// Notes how many rows are done.
     pub(super) fn note(&mut self, mono_ms: u64, rows_done: u64) {
-        if self.samples.back().is_some_and(|(at, _)| mono_ms < at + SAMPLE_EVERY_MS) {
+        if let Some((_, before)) = self.samples.back_mut().filter(|(at, _)| mono_ms < *at + SAMPLE_EVERY_MS) {
+            // The rest of a batch that ended together: it took no time after its first row.
+            *before = rows_done;
             return;
         }
         if self.samples.len() == SAMPLES {
@@ -41,6 +47,18 @@ impl RowRate {
         (mono_ms.saturating_sub(since_ms) >= SETTLED_MS)
             .then(|| self.rows_per_s(mono_ms, rows_done))
             .flatten()
+    }
+
+    /// Notes whether anybody is at work; after a long break it starts anew.
+    pub(super) fn note_work(&mut self, mono_ms: u64, is_at_work: bool) {
+        if is_at_work {
+            self.idle_since_mono_ms = None;
+            return;
+        }
+        let since_ms = *self.idle_since_mono_ms.get_or_insert(mono_ms);
+        if mono_ms.saturating_sub(since_ms) >= BREAK_MS {
+            self.reset();
+        }
     }
 
     /// Starts anew, after a pause during which nothing could be done.
@@ -105,6 +123,31 @@ mod tests {
         assert_eq!(rate.samples.len(), SAMPLES);
         rate.reset();
         assert_eq!(rate.rows_per_s(1_000_000, 4_000), None);
+    }
+
+    #[test]
+    fn rows_that_end_together_are_counted_with_the_time_they_took() {
+        let mut rate = RowRate::default();
+        for batch in 1..=3_u64 {
+            for row in 1..=8 {
+                rate.note(batch * 120_000 + row * 100, (batch - 1) * 8 + row);
+            }
+        }
+        assert_eq!(rate.settled_rows_per_s(360_100, 24), Some(16.0 / 240.0), "two batches in four minutes");
+    }
+
+    #[test]
+    fn a_short_break_counts_and_a_long_one_begins_anew() {
+        let mut rate = RowRate::default();
+        rate.note(0, 0);
+        rate.note(100_000, 100);
+        rate.note_work(100_000, false);
+        rate.note_work(159_999, false);
+        rate.note_work(160_000, true);
+        assert_eq!(rate.settled_rows_per_s(200_000, 100), Some(0.5));
+        rate.note_work(200_000, false);
+        rate.note_work(260_000, false);
+        assert_eq!(rate.settled_rows_per_s(260_000, 100), None);
     }
 
     #[test]

@@ -60,6 +60,11 @@ impl Job {
         })
     }
 
+    /// Whether it has workers, or rows are out.
+    pub(super) fn is_at_work(&self) -> bool {
+        !self.workers.is_empty() || !self.leases.is_empty()
+    }
+
     /// Whether it has all ranks of a launch; some may not have come back yet to a restarted controller.
     pub(super) fn has_all_ranks(&self, epoch: Epoch) -> bool {
         let ranks = self.nodes_of(epoch).len();
@@ -167,7 +172,7 @@ impl Machine {
         if job.closed.is_some() {
             return Some(Outlook::Unknown(Obstacle::OutsideWindow));
         }
-        if job.workers.is_empty() && job.leases.is_empty() {
+        if !job.is_at_work() {
             let obstacle = self.goes_first(job).map_or(Obstacle::NotRunning, Obstacle::Behind);
             return Some(Outlook::Unknown(obstacle));
         }

@@ -314,6 +314,30 @@ fn the_ranks_of_a_gang_drain_and_are_cut_off_together() {
 }
 
 #[test]
+fn a_break_of_minutes_is_not_part_of_the_speed() {
+    let (mut kit, sessions) = at("2026-01-10T12:00:00Z", &["a"]);
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 40))))[0].1;
+    let grants = granted(&kit.ready("a", worker), "a");
+    for (spool_seq, grant) in (1..).zip(&grants[..2]) {
+        kit.result("a", sessions[0].1, worker, *grant);
+        kit.committed("a", worker, *grant, spool_seq);
+        kit.wait(MINUTE_MS, &sessions);
+    }
+    assert!(matches!(kit.machine.outlook(kit.now, kit.job(1)), Some(Outlook::Known(_))));
+    let mut urgent = record(2, 5);
+    urgent.spec.priority = 1;
+    kit.tell(Event::JobAccepted(urgent));
+    let other = started(&kit.exit("a", worker, ExitClass::Orderly))[0].1;
+    assert_eq!(kit.machine.outlook(kit.now, kit.job(1)), Some(Outlook::Unknown(Obstacle::Behind(JobId(2)))));
+    kit.ready("a", other);
+    kit.wait(2 * MINUTE_MS, &sessions);
+    kit.tell(Event::Cancel { job: JobId(2), now: true });
+    kit.exit("a", other, ExitClass::Killed);
+    assert_eq!(kit.job(1).workers.len(), 1);
+    assert_eq!(kit.machine.outlook(kit.now, kit.job(1)), Some(Outlook::Unknown(Obstacle::TooEarly)));
+}
+
+#[test]
 fn the_end_is_forecast_from_the_speed_of_this_night() {
     let (mut kit, sessions, worker, grants) = before_seven(40);
     assert_eq!(kit.machine.outlook(kit.now, kit.job(1)), Some(Outlook::Unknown(Obstacle::TooEarly)));
