@@ -88,6 +88,10 @@ fn every_forecast_is_a_sentence() {
         by_seven(unknown(ForecastObstacle::NotRunning)),
         by_seven(unknown(ForecastObstacle::OutsideWindow)),
         by_seven(unknown(ForecastObstacle::Paused)),
+        by_seven(v1::Forecast {
+            rows_left_at_deadline: Some(796),
+            ..unknown(ForecastObstacle::OutsideWindow)
+        }),
         by_seven(behind),
         by_seven(v1::Forecast { obstacle: 99, ..v1::Forecast::default() }),
     ];
@@ -163,6 +167,18 @@ fn a_submission_carries_both_as_they_were_written() {
     let submissions = fake.world.submissions.lock().unwrap();
     let spec = &submissions[0].0;
     assert_eq!((spec.window.as_str(), spec.deadline.as_str()), ("22:00-07:00", "7:00"));
+
+    let late = v1::Forecast { rows_left_at_deadline: Some(36), ..unknown(ForecastObstacle::OutsideWindow) };
+    let late = v1::Job { forecast: Some(late), ..waiting_job() };
+    let accepted = v1::SubmitReply { outcome: Some(v1::submit_reply::Outcome::Accepted(late)) };
+    let fake = Fake::start(World { submit_reply: Some(accepted), ..World::healthy() });
+    let ended = ask(&fake, &submit);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(
+        ended.stdout.contains("\nWill not be done by its deadline: 36 rows left at "),
+        "{}",
+        ended.stdout
+    );
 
     let rejection = v1::Rejection {
         problem: "24:00 is no time of day; for midnight write 00:00".into(),

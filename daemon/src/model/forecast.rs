@@ -22,6 +22,13 @@ pub enum Outlook {
     Known(Forecast),
     /// There is nothing to base a forecast on.
     Unknown(Obstacle),
+    /// The same, but for this: nothing is done before its deadline.
+    Late {
+        /// Why no more is known.
+        obstacle: Obstacle,
+        /// Rows that will not be done at the deadline: all there are.
+        rows_left: u64,
+    },
 }
 
 /// When a job will be done at the speed it has.
@@ -36,7 +43,7 @@ pub struct Forecast {
 /// Why a job's end cannot be forecast.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Obstacle {
-    /// It has worked for less than a minute since it last began.
+    /// It has worked for less than a minute, counted from the first row it finished since it last began.
     TooEarly,
     /// No worker is at work on it.
     NotRunning,

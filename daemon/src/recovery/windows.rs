@@ -94,8 +94,10 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&id).filter(|job| job.closed.is_some()) else { return };
         job.closed = None;
         job.rate.reset();
-        let message = format!("the window of {id} is open until {until}");
-        self.emit(Severity::Info, "window-opened", None, Some(id), message);
+        if job.record.state == JobState::Active {
+            let message = format!("the window of {id} is open until {until}");
+            self.emit(Severity::Info, "window-opened", None, Some(id), message);
+        }
     }
 
     fn close_window(&mut self, now: Now, id: JobId, window: Window) {
@@ -104,6 +106,7 @@ impl Machine {
         let bound_ms = self.policy.window_drain_ms;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let is_news = job.closed.is_none();
+        let is_active = job.record.state == JobState::Active;
         let draining_since_mono_ms = if job.workers.is_empty() {
             None
         } else {
@@ -111,7 +114,7 @@ impl Machine {
         };
         let closed = Closed { window, opens_unix_ms, opens, draining_since_mono_ms };
         job.closed = Some(closed);
-        if job.record.state == JobState::Active {
+        if is_active {
             let mode = job.plan.as_ref().map(|plan| plan.mode).or(job.record.spec.mode);
             let reasons = vec![Reason::new("window", closed.waiting_words())];
             let mode = mode.unwrap_or(Mode::Independent);
@@ -119,6 +122,8 @@ impl Machine {
         }
         if is_news {
             job.rate.reset();
+        }
+        if is_news && is_active {
             let message = match job.workers.is_empty() {
                 true => format!("{id} {}", closed.waiting_words()),
                 false => format!(
@@ -148,14 +153,16 @@ impl Machine {
         };
         let overdue = job.workers.values().filter(|worker| finishes(worker) && hears(&worker.node));
         let overdue: Vec<NodeId> = overdue.map(|worker| worker.node.clone()).collect();
+        let kept = match job.record.state {
+            JobState::Active => format!("; its rows go on from their checkpoints at {}", closed.opens),
+            _ => String::new(),
+        };
         let seconds = self.policy.window_drain_ms / 1_000;
         for node in overdue {
             let reason = format!("{}, {seconds} s are over", closed.closing_words());
             self.stop(now, &node, id, StopMode::Checkpoint, StopReason::NotNeeded, &reason);
             let message = format!(
-                "the worker of {id} on {node} had not finished {seconds} s after its window closed; its rows go on \
-                 from their checkpoints at {}",
-                closed.opens
+                "the worker of {id} on {node} had not finished {seconds} s after its window closed{kept}"
             );
             self.emit(Severity::Info, "window-drain-over", Some(&node), Some(id), message);
         }
@@ -169,8 +176,17 @@ impl Machine {
             JobState::Paused => return Some(Outlook::Unknown(Obstacle::Paused)),
             _ => return None,
         }
-        if job.closed.is_some() {
-            return Some(Outlook::Unknown(Obstacle::OutsideWindow));
+        let rows_left = u64::from(job.record.rows_total - job.done.len());
+        let deadline_unix_ms = job.record.spec.deadline_unix_ms;
+        if let Some(closed) = job.closed {
+            let obstacle = Obstacle::OutsideWindow;
+            let is_late = closed.opens_unix_ms.zip(deadline_unix_ms).is_some_and(|(opens, deadline)| {
+                deadline > now.unix_ms && deadline <= opens && !job.is_at_work()
+            });
+            return Some(match is_late {
+                true => Outlook::Late { obstacle, rows_left },
+                false => Outlook::Unknown(obstacle),
+            });
         }
         if !job.is_at_work() {
             let obstacle = self.goes_first(job).map_or(Obstacle::NotRunning, Obstacle::Behind);
@@ -179,21 +195,19 @@ impl Machine {
         let Some(rows_per_s) = job.settled_rows_per_s(now.mono_ms) else {
             return Some(Outlook::Unknown(Obstacle::TooEarly));
         };
-        let pacing = Pacing {
-            rows_left: u64::from(job.record.rows_total - job.done.len()),
-            rows_per_s,
-            window: job.record.spec.window,
-            deadline_unix_ms: job.record.spec.deadline_unix_ms,
-        };
+        let pacing = Pacing { rows_left, rows_per_s, window: job.record.spec.window, deadline_unix_ms };
         Some(Outlook::Known(forecast(now.unix_ms, pacing, &self.zone)))
     }
 
-    /// Of the other jobs at work, the first in turn.
+    /// Of the other jobs at work where this one could be, the first in turn.
     fn goes_first(&self, job: &Job) -> Option<JobId> {
         let open = self.open_jobs.iter().filter_map(|id| self.jobs.get(id));
-        let at_work = open.filter(|other| {
-            other.record.id != job.record.id && other.workers.values().any(|worker| worker.stopping.is_none())
-        });
+        let is_in_its_place = |worker: &Worker| {
+            let node = &worker.node;
+            worker.stopping.is_none() && job.layout.admits(node) && !job.unfit.contains_key(node)
+        };
+        let at_work = open
+            .filter(|other| other.record.id != job.record.id && other.workers.values().any(is_in_its_place));
         let first =
             at_work.min_by_key(|other| (std::cmp::Reverse(other.record.spec.priority), other.record.id));
         first.map(|first| first.record.id)

@@ -84,24 +84,26 @@ pub(crate) fn job_spec_out(spec: &JobSpec) -> v1::JobSpec {
 pub(crate) fn forecast_out(outlook: Outlook, deadline_passed: bool) -> v1::Forecast {
     use v1::ForecastObstacle::{Behind, NotRunning, OutsideWindow, Paused, TooEarly, Unspecified};
     let (forecast, obstacle) = match outlook {
-        Outlook::Known(forecast) => (forecast, Unspecified),
-        Outlook::Unknown(obstacle) => {
-            let obstacle = match obstacle {
-                Obstacle::TooEarly => TooEarly,
-                Obstacle::NotRunning => NotRunning,
-                Obstacle::OutsideWindow => OutsideWindow,
-                Obstacle::Behind(_) => Behind,
-                Obstacle::Paused => Paused,
-            };
-            (Forecast::default(), obstacle)
+        Outlook::Known(forecast) => (forecast, None),
+        Outlook::Unknown(obstacle) => (Forecast::default(), Some(obstacle)),
+        Outlook::Late { obstacle, rows_left } => {
+            let forecast = Forecast { rows_left_at_deadline: Some(rows_left), ..Forecast::default() };
+            (forecast, Some(obstacle))
         }
     };
+    let word = obstacle.map_or(Unspecified, |obstacle| match obstacle {
+        Obstacle::TooEarly => TooEarly,
+        Obstacle::NotRunning => NotRunning,
+        Obstacle::OutsideWindow => OutsideWindow,
+        Obstacle::Behind(_) => Behind,
+        Obstacle::Paused => Paused,
+    });
     v1::Forecast {
         finish_unix_ms: forecast.finish_unix_ms,
         rows_left_at_deadline: forecast.rows_left_at_deadline,
-        obstacle: obstacle.into(),
-        behind_job_id: match outlook {
-            Outlook::Unknown(Obstacle::Behind(job)) => job.0,
+        obstacle: word.into(),
+        behind_job_id: match obstacle {
+            Some(Obstacle::Behind(job)) => job.0,
             _ => 0,
         },
         deadline_passed,

@@ -71,8 +71,13 @@ pub(crate) fn outlook(job: &JobView, screen: &Screen) -> Option<String> {
             None => format!("will be done by its deadline {deadline}"),
         },
         (Some(deadline), Some(left)) => {
-            let then = finish.unwrap_or_else(|| TOO_FAR.to_owned());
-            format!("will not be done by its deadline: {} left at {deadline}; {then}", rows(left))
+            let then = match (finish, unknown) {
+                (Some(finish), _) => format!("; {finish}"),
+                (None, None) => format!("; {TOO_FAR}"),
+                // What it waits for is said beside it.
+                (None, Some(_)) => String::new(),
+            };
+            format!("will not be done by its deadline: {} left at {deadline}{then}", rows(left))
         }
         (Some(deadline), None) => {
             let why = unknown.unwrap_or_else(|| "the controller does not say why".to_owned());
@@ -91,7 +96,10 @@ const TOO_FAR: &str = "at this speed it needs more than two months";
 /// The same beside words about its window, which are not said twice.
 pub(crate) fn beyond_window(job: &JobView, screen: &Screen) -> Option<String> {
     let waits = |forecast: &&ForecastView| {
-        forecast.obstacle == Some("outside-window") && !forecast.deadline_passed && !job.is_finished()
+        forecast.obstacle == Some("outside-window")
+            && forecast.rows_left_at_deadline.is_none()
+            && !forecast.deadline_passed
+            && !job.is_finished()
     };
     match job.forecast.as_ref().filter(waits) {
         None => outlook(job, screen),

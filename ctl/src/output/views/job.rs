@@ -151,7 +151,7 @@ pub struct ForecastView {
     pub finish_at: Option<At>,
     /// Rows that will not be done at the deadline, 0 when all will; none: not known, or there is no deadline to come.
     pub rows_left_at_deadline: Option<u64>,
-    /// Why nothing is known: "too-early", "not-running", "outside-window", "behind" or "paused"; none when something is.
+    /// Why its end is not known: "too-early", "not-running", "outside-window", "behind" or "paused"; none when it is.
     pub obstacle: Option<&'static str>,
     /// For "behind": the job that goes first.
     pub behind: Option<String>,

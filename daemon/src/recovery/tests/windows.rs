@@ -314,6 +314,34 @@ fn the_ranks_of_a_gang_drain_and_are_cut_off_together() {
 }
 
 #[test]
+fn a_deadline_before_the_opening_is_missed_for_certain() {
+    let (mut kit, _) = at("2026-01-10T12:00:00Z", &["a"]);
+    let mut record = nightly(1, 20);
+    record.spec.deadline_unix_ms = Some(ms("2026-01-10T20:00:00Z"));
+    kit.tell(Event::JobAccepted(record));
+    let obstacle = Obstacle::OutsideWindow;
+    let late = Outlook::Late { obstacle, rows_left: 20 };
+    assert_eq!(kit.machine.outlook(kit.now, kit.job(1)), Some(late));
+    turn_to(&mut kit, "2026-01-10T20:00:00Z");
+    assert_eq!(kit.machine.outlook(kit.now, kit.job(1)), Some(Outlook::Unknown(obstacle)), "it has passed");
+}
+
+#[test]
+fn a_job_is_not_behind_one_whose_node_it_could_not_use() {
+    let (mut kit, _) = at("2026-01-10T12:00:00Z", &["a", "b"]);
+    kit.tell(Event::Drain { node: "b".into(), drain: true });
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 5))))[0].1;
+    kit.exit("a", worker, ExitClass::ModelUnreadable);
+    let other = started(&kit.tell(Event::JobAccepted(record(2, 5))));
+    assert_eq!(other[0].0, "a");
+    assert_eq!(
+        kit.machine.outlook(kit.now, kit.job(1)),
+        Some(Outlook::Unknown(Obstacle::NotRunning)),
+        "it waits for b"
+    );
+}
+
+#[test]
 fn a_break_of_minutes_is_not_part_of_the_speed() {
     let (mut kit, sessions) = at("2026-01-10T12:00:00Z", &["a"]);
     let worker = started(&kit.tell(Event::JobAccepted(record(1, 40))))[0].1;
