@@ -85,6 +85,8 @@ pub struct Jobs {
     pub checkpoint_interval_ms: u64,
     /// Tokens a row may generate when neither it nor its job says.
     pub default_max_tokens: u32,
+    /// How long workers may finish what they had begun when their job's window closes.
+    pub window_drain_ms: u64,
 }
 
 impl Default for Jobs {
@@ -96,6 +98,7 @@ impl Default for Jobs {
             prefill_step_tokens: policy.prefill_step_tokens,
             checkpoint_interval_ms: policy.checkpoint_interval_ms,
             default_max_tokens: policy.default_max_tokens,
+            window_drain_ms: policy.window_drain_ms,
         }
     }
 }
@@ -350,6 +353,7 @@ impl Config {
             prefill_step_tokens: self.jobs.prefill_step_tokens,
             checkpoint_interval_ms: self.jobs.checkpoint_interval_ms,
             default_max_tokens: self.jobs.default_max_tokens,
+            window_drain_ms: self.jobs.window_drain_ms,
             gpu_faults_before_quarantine: self.recovery.gpu_faults_before_quarantine,
             gpu_fault_window_ms: self.recovery.gpu_fault_window_ms,
             quarantine_ms: self.recovery.quarantine_ms,
@@ -450,6 +454,9 @@ fn note_on(key: &str) -> Option<&'static str> {
             "Between checkpoints of unfinished rows: the most generation a crash can cost."
         }
         "jobs.default_max_tokens" => "Tokens a row may generate when neither it nor its job says.",
+        "jobs.window_drain_ms" => {
+            "How long workers may finish what they had begun when their job's window closes; the rest keeps its checkpoints."
+        }
         "gangs.networks" => {
             "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\"; no others are used."
         }

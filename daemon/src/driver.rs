@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::tz::TimeZone;
 use nightshift_proto::v1;
 use tokio::{
     sync::{mpsc, watch},
@@ -52,6 +53,8 @@ pub struct Options {
     pub ledger: ledger::Handle,
     /// What it held.
     pub replay: ledger::Replay,
+    /// Whose clock the windows of jobs go by.
+    pub zone: TimeZone,
     /// Events from before the driver ran, for example about the configuration.
     pub notes: Vec<EventDraft>,
 }
@@ -130,7 +133,7 @@ pub fn run(
     let clock = Instant::now();
     let started = Now { mono_ms: 0, unix_ms: unix_ms() };
     let driver = Driver {
-        machine: Machine::new(options.config.policy()),
+        machine: Machine::new(options.config.policy()).in_zone(options.zone),
         config: options.config,
         ledger: options.ledger,
         inbox,
@@ -300,7 +303,7 @@ impl Driver {
     }
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::tz::TimeZone;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -105,6 +106,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     };
     let opened = tokio::task::spawn_blocking(move || ledger::open(ledger_options)).await?;
     let (ledger, replay) = opened?;
+    let zone = zone();
     let (limits_sender, limits) = watch::channel(watch_config::intake_limits(&config));
     let (driver, driver_task) = driver::run(
         driver::Options {
@@ -114,6 +116,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
             ledger_id,
             ledger: ledger.clone(),
             replay,
+            zone: zone.clone(),
             notes: Vec::new(),
         },
         cancel.clone(),
@@ -136,8 +139,10 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     write_address(&state_dir, address).map_err(unusable)?;
     tracing::info!(%address, state_dir = %state_dir.display(), "serving");
 
-    let services =
-        rpc::serve(rpc::Options { listener, driver, state_dir: state_dir.clone(), limits }, cancel.clone());
+    let services = rpc::serve(
+        rpc::Options { listener, driver, state_dir: state_dir.clone(), limits, zone },
+        cancel.clone(),
+    );
     let mut services = std::pin::pin!(services);
     let mut driver_task = driver_task;
     let served = tokio::select! {
@@ -166,6 +171,14 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     }
     finish(ledger, &state_dir).await;
     served
+}
+
+/// Whose clock is meant by windows and deadlines: the one this machine shows.
+fn zone() -> TimeZone {
+    TimeZone::try_system().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the time zone of this machine was not found: windows and deadlines are taken as UTC; set TZ for another");
+        TimeZone::UTC
+    })
 }
 
 async fn finish(ledger: ledger::Handle, state_dir: &Path) {

@@ -123,6 +123,7 @@ impl ClusterBuilder {
         let names: Vec<String> = (1..=self.agents).map(|number| format!("n{number}")).collect();
         let mut cluster = Cluster {
             configured: self.config.is_some(),
+            zone: "UTC0".to_owned(),
             memory_budget_mib: self.memory_budget_mib,
             injects_faults: self.injects_faults,
             controller_dir,
@@ -152,6 +153,7 @@ impl ClusterBuilder {
 #[derive(Debug)]
 pub struct Cluster {
     configured: bool,
+    zone: String,
     memory_budget_mib: Option<u64>,
     injects_faults: bool,
     controller_dir: PathBuf,
@@ -220,6 +222,11 @@ impl Cluster {
     /// Sets the faults that workers of a node play, in place of those it had.
     pub fn inject(&self, node: &str, faults: &[Fault]) {
         faults::write(self.path(), node, faults);
+    }
+
+    /// The time zone of programs started from now on, as a POSIX `TZ`; UTC before.
+    pub fn set_zone(&mut self, zone: &str) {
+        zone.clone_into(&mut self.zone);
     }
 
     /// Breaks a node's way to the controller, and nothing between the nodes.
@@ -488,6 +495,7 @@ impl Cluster {
             .env("HOME", self.path().join("home"))
             .env("TMPDIR", self.path().join("tmp"))
             .env("LANG", "C.UTF-8")
+            .env("TZ", &self.zone)
             .env("NO_COLOR", "1")
             .env("RUST_BACKTRACE", "1")
             .current_dir(self.path());

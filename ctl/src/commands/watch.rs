@@ -171,7 +171,7 @@ impl<'a> Picture<'a> {
         for job in &snapshot.jobs {
             let key = change_key(job);
             if self.said.get(&job.id) != Some(&key) {
-                self.output.raw(format!("{}\n", human::watch::change_line(job)).as_bytes())?;
+                self.output.raw(format!("{}\n", human::watch::change_line(job, &screen)).as_bytes())?;
                 self.said.insert(job.id.clone(), key);
             }
         }

@@ -73,6 +73,11 @@ impl Screen {
         units::moment(at, self.now, &self.tz)
     }
 
+    /// A moment to come: "05:40" when it is the next one.
+    pub fn coming(&self, at: Timestamp) -> String {
+        units::coming(at, self.now, &self.tz)
+    }
+
     /// The time that opens a line of a log: short on a terminal, complete in a pipe.
     pub fn log_moment(&self, at: Timestamp) -> String {
         match self.width {

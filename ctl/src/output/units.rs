@@ -132,6 +132,20 @@ pub fn moment(at: Timestamp, now: Timestamp, tz: &TimeZone) -> String {
     at.strftime(form).to_string()
 }
 
+/// A moment to come: "05:40" when it is the next one, else as [`moment`].
+pub fn coming(at: Timestamp, now: Timestamp, tz: &TimeZone) -> String {
+    let ahead_ms = at.as_millisecond().saturating_sub(now.as_millisecond());
+    if (0..UNMISTAKABLE_MS).contains(&ahead_ms) {
+        at.to_zoned(tz.clone()).strftime("%H:%M").to_string()
+    } else {
+        moment(at, now, tz)
+    }
+}
+
+/// A time of day that is less than this ahead is not taken for that of another day; the rest of a day is for clocks that
+/// change in the night, and for doubt.
+const UNMISTAKABLE_MS: i64 = 18 * 3_600_000;
+
 /// The time of a line in a log, to the second: "18:12:03" today, "Nov 19 18:12:03" before.
 pub fn log_moment(at: Timestamp, now: Timestamp, tz: &TimeZone) -> String {
     let (at, now) = (at.to_zoned(tz.clone()), now.to_zoned(tz.clone()));
@@ -218,6 +232,9 @@ mod tests {
         assert_eq!(moment(at("2026-11-20T18:12:00Z"), now, &tz), "18:12");
         assert_eq!(moment(at("2026-11-09T08:02:00Z"), now, &tz), "Nov 9 08:02");
         assert_eq!(moment(at("2025-11-09T08:02:00Z"), now, &tz), "2025-11-09 08:02");
+        assert_eq!(coming(at("2026-11-21T05:40:00Z"), now, &tz), "05:40", "the next one");
+        assert_eq!(coming(at("2026-11-21T18:00:00Z"), now, &tz), "Nov 21 18:00");
+        assert_eq!(coming(at("2026-11-20T18:12:00Z"), now, &tz), "18:12");
         assert_eq!(full_moment(at("2026-11-20T18:12:03.120Z"), &tz), "2026-11-20 18:12:03.120");
     }
 }

@@ -35,6 +35,8 @@ pub(crate) fn running_job() -> v1::Job {
             submission_id: "0123".into(),
             mode: v1::Mode::Unspecified.into(),
             context_tokens: 0,
+            window: String::new(),
+            deadline: String::new(),
         }),
         state: v1::JobState::Running.into(),
         rows_total: 2000,

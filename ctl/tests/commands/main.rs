@@ -23,3 +23,4 @@ mod steering;
 mod submit;
 mod usage;
 mod watch;
+mod windows;

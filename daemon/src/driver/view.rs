@@ -4,7 +4,7 @@ use nightshift_proto::v1;
 
 use super::Driver;
 use crate::{
-    model::{self, Incident, JobId, JobState, NodeId},
+    model::{self, Incident, JobId, JobState, NodeId, Outlook},
     recovery::{Job, Node, Now, Worker},
     rpc::{convert, plan},
 };
@@ -163,20 +163,21 @@ impl Driver {
         };
         let rows_per_s = job.rows_per_s(now.mono_ms).filter(|_| record.state == JobState::Active);
         let left = f64::from(record.rows_total - job.done.len());
+        let outlook = self.machine.outlook(now, job);
+        let eta_ms = match (record.spec.window, outlook) {
+            (None, _) => rows_per_s.map(|speed| (left * 1e3 / speed) as u64),
+            // The time in which it does not work is part of what is left.
+            (Some(_), Some(Outlook::Known(forecast))) => {
+                forecast.finish_unix_ms.map(|finish| finish.saturating_sub(now.unix_ms))
+            }
+            (Some(_), _) => None,
+        };
+        let open = record.spec.window.filter(|_| record.state == JobState::Active);
+        let deadline_passed = record.spec.deadline_unix_ms.is_some_and(|deadline| deadline <= now.unix_ms);
         let dir = self.ledger.job_dir(record.id);
         v1::Job {
             job_id: record.id.0,
-            spec: Some(v1::JobSpec {
-                name: record.spec.name.clone(),
-                model: record.spec.model.clone(),
-                priority: record.spec.priority,
-                max_batch_rows: record.spec.max_batch_rows,
-                default_max_tokens: record.spec.default_max_tokens,
-                prefill_step_tokens: record.spec.prefill_step_tokens,
-                submission_id: record.spec.submission_id.clone(),
-                mode: record.spec.mode.map_or(v1::Mode::Unspecified, plan::mode_out).into(),
-                context_tokens: record.spec.context_tokens,
-            }),
+            spec: Some(convert::job_spec_out(&record.spec)),
             state: state.into(),
             detail: self.job_detail(job, state),
             rows_total: u64::from(record.rows_total),
@@ -192,7 +193,7 @@ impl Driver {
             mode: plan::mode_out(job.plan.as_ref().map_or(model::Mode::Independent, |plan| plan.mode)).into(),
             tokens_per_s: job.workers.values().map(|worker| worker.tokens_per_s(now.mono_ms)).sum(),
             rows_per_s: rows_per_s.unwrap_or(0.0),
-            eta_ms: rows_per_s.map(|speed| (left * 1e3 / speed) as u64),
+            eta_ms,
             rows_requeued: record.rows_requeued,
             duplicate_results: record.duplicate_results,
             results_path: dir.join("results.jsonl").to_string_lossy().into_owned(),
@@ -206,6 +207,10 @@ impl Driver {
                 .flat_map(|plan| &plan.reasons)
                 .map(|reason| reason.text.clone())
                 .collect(),
+            deadline_unix_ms: record.spec.deadline_unix_ms.unwrap_or(0),
+            window_opens_unix_ms: job.window_opens_unix_ms().filter(|_| record.state == JobState::Active),
+            window_closes_unix_ms: open.and_then(|window| window.closes_at(now.unix_ms, self.machine.zone())),
+            forecast: outlook.map(|outlook| convert::forecast_out(outlook, deadline_passed)),
         }
     }
 
@@ -215,6 +220,12 @@ impl Driver {
             && let Some(problem) = self.machine.storage_problem()
         {
             return format!("waiting for the disk: {problem}");
+        }
+        if record.state == JobState::Active
+            && record.detail.is_empty()
+            && let Some(words) = job.window_words()
+        {
+            return words;
         }
         if !record.detail.is_empty() || state != v1::JobState::Queued {
             return record.detail.clone();

@@ -9,6 +9,7 @@ use super::{
     plan::Mode,
     row::Checkpoint,
     rowset::RowSet,
+    window::Window,
 };
 
 /// What the person asked for; never changes after submission. Written to `spec.json` and into the record.
@@ -33,6 +34,10 @@ pub struct JobSpec {
     pub mode: Option<Mode>,
     /// Tokens a row takes, prompt and answer together, for what is planned; 0 takes the planner's default.
     pub context_tokens: u64,
+    /// When its rows may start; without one, at any time.
+    pub window: Option<Window>,
+    /// By when it should be done. It steers nothing: what is forecast is held against it.
+    pub deadline_unix_ms: Option<u64>,
 }
 
 /// Where a job stands. What it is doing at this moment (loading, waiting for a node) is not recorded: it follows from
@@ -222,6 +227,18 @@ pub struct ReplayedJob {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_from_before_there_were_windows_has_none() {
+        let old = r#"{"name": "n", "model": "m", "priority": 1}"#;
+        let spec: JobSpec = serde_json::from_str(old).unwrap();
+        assert_eq!((spec.window, spec.deadline_unix_ms), (None, None));
+        let spec =
+            JobSpec { window: Some("22:00-07:00".parse().unwrap()), deadline_unix_ms: Some(5), ..spec };
+        let json = serde_json::to_string(&spec).unwrap();
+        assert!(json.contains(r#""window":"22:00-07:00""#), "{json}");
+        assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), spec);
+    }
 
     #[test]
     fn the_longest_row_is_the_longest_of_both_kinds() {

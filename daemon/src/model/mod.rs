@@ -1,7 +1,9 @@
 //! Plain data of the world: identifiers, nodes, jobs, rows, incidents, events. No behaviour beyond keeping itself
 //! consistent, no I/O.
 
+mod deadline;
 mod event;
+mod forecast;
 mod ids;
 mod incident;
 mod job;
@@ -10,9 +12,12 @@ mod link;
 mod plan;
 mod row;
 mod rowset;
+mod window;
 mod words;
 
+pub use deadline::{DeadlineError, deadline};
 pub use event::{EventDraft, EventRecord, Severity};
+pub use forecast::{Forecast, Obstacle, Outlook, Pacing, forecast};
 pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
 pub use incident::{Fault, Incident};
 pub use job::{
@@ -23,4 +28,5 @@ pub use link::{Backend, Link, LinkEnd, LinkKind};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;
+pub use window::{Night, ParseWindowError, TimeOfDay, Window};
 pub use words::said_once;

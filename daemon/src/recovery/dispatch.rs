@@ -58,9 +58,9 @@ impl Machine {
             .open_jobs
             .iter()
             .filter(|id| {
-                self.jobs
-                    .get(id)
-                    .is_some_and(|job| job.record.state == JobState::Active && !job.is_adopting())
+                self.jobs.get(id).is_some_and(|job| {
+                    job.record.state == JobState::Active && !job.is_adopting() && job.closed.is_none()
+                })
             })
             .copied()
             .collect();
@@ -132,7 +132,9 @@ impl Machine {
 
     fn end_worker(&mut self, now: Now, node: &NodeView, running: JobId, wanted: Option<JobId>) {
         let Some(job) = self.jobs.get(&running) else { return };
-        if job.is_adopting() && job.record.state == JobState::Active {
+        let epoch = job.workers.get(&node.id).map(|worker| worker.epoch);
+        let must_end = job.closed.is_some() && epoch.is_some_and(|epoch| job.has_all_ranks(epoch));
+        if job.is_adopting() && job.record.state == JobState::Active && !must_end {
             // Its rows are not all accounted for yet; it goes on with what it has.
             return;
         }
@@ -146,11 +148,12 @@ impl Machine {
             // Being out of reach for a moment is no reason to unload a model.
             return;
         }
-        let reason = match (job.record.state, wanted) {
-            (JobState::Paused, _) => "the job is paused".to_owned(),
-            (JobState::Cancelling, _) => "the job is being cancelled".to_owned(),
-            (_, Some(wanted)) => format!("the node is wanted for {wanted}"),
-            (_, None) => node.unusable.clone().unwrap_or_else(|| "no rows are left for it".to_owned()),
+        let reason = match (job.record.state, job.closed, wanted) {
+            (JobState::Paused, ..) => "the job is paused".to_owned(),
+            (JobState::Cancelling, ..) => "the job is being cancelled".to_owned(),
+            (_, Some(closed), _) => closed.closing_words(),
+            (_, None, Some(wanted)) => format!("the node is wanted for {wanted}"),
+            (_, None, None) => node.unusable.clone().unwrap_or_else(|| "no rows are left for it".to_owned()),
         };
         // The ranks of a gang end together, each when rank 0 has finished what it had begun.
         let together = self.jobs.get(&running).and_then(|job| {
@@ -169,7 +172,7 @@ impl Machine {
         }
         for id in self.open_jobs.clone() {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            if job.record.state != JobState::Active || job.is_adopting() {
+            if job.record.state != JobState::Active || job.is_adopting() || job.closed.is_some() {
                 continue;
             }
             for (node, rows) in fill_windows(job, &self.nodes) {

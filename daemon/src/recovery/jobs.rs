@@ -75,12 +75,21 @@ impl Machine {
         self.answer_silence(now);
         self.answer_hangs(now);
         self.measure_speeds(now);
+        self.note_breaks(now);
         self.forget_unmet(now);
         self.end_adoption(now);
         self.end_quarantines(now);
         self.settle_links(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);
+        }
+    }
+
+    fn note_breaks(&mut self, now: Now) {
+        for id in &self.open_jobs {
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            let is_at_work = job.is_at_work();
+            job.rate.note_work(now.mono_ms, is_at_work);
         }
     }
 
@@ -267,6 +276,7 @@ impl Machine {
         job.record.crashes.clear();
         job.gangs.clear();
         job.adopting = None;
+        job.closed = None;
         self.open_jobs.remove(&id);
         self.record_job(id);
         self.incidents.close(now, "the job is over", |incident| incident.job == Some(id));

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::tz::TimeZone;
+
 use super::{
     effect::{Command, Effect},
     event::{Event, Now},
@@ -35,6 +37,8 @@ pub struct Machine {
     pub(super) link_health: LinkHealth,
     pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
+    /// Whose clock the windows of jobs go by.
+    pub(super) zone: TimeZone,
     /// When the last tick was.
     pub(super) ticked_mono_ms: Option<u64>,
     pub(super) out: Vec<Effect>,
@@ -59,9 +63,16 @@ impl Machine {
             link_health: LinkHealth::default(),
             unmet: Unmet::default(),
             port_offset: 0,
+            zone: TimeZone::UTC,
             ticked_mono_ms: None,
             out: Vec::new(),
         }
+    }
+
+    /// The same machine, with windows by another clock than UTC.
+    #[must_use]
+    pub fn in_zone(self, zone: TimeZone) -> Self {
+        Self { zone, ..self }
     }
 
     /// Takes in one event and says what is to be done, in order.
@@ -134,6 +145,7 @@ impl Machine {
         }
         if reconsider {
             self.settle_jobs(now);
+            self.mind_windows(now);
             self.ask_about_models();
             self.dispatch(now);
         }
@@ -146,6 +158,12 @@ impl Machine {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Whose clock the windows of jobs go by.
+    #[must_use]
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
     }
 
     /// All nodes known, by name.

@@ -45,6 +45,7 @@ mod sessions;
 mod state;
 #[cfg(test)]
 mod tests;
+mod windows;
 mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};

@@ -80,6 +80,16 @@ impl KnownLayout {
     pub(super) fn fingerprint(&self) -> Option<&str> {
         self.basis.as_ref().map(|basis| basis.fingerprint.as_str())
     }
+
+    /// Whether the job could have a worker, or a rank, on this node.
+    pub(super) fn admits(&self, node: &NodeId) -> bool {
+        match self.layout.as_ref() {
+            Layout::Gangs { gangs, .. } => {
+                gangs.iter().any(|gang| gang.ranks.iter().any(|rank| rank.node == *node))
+            }
+            layout => layout.admits_whole(node),
+        }
+    }
 }
 
 impl Machine {

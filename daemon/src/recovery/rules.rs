@@ -31,6 +31,9 @@ pub struct Policy {
     pub least_step_budget_ms: u64,
     /// Between SIGTERM and SIGKILL; a large model takes its time to give memory back (FIELD-NOTES 4).
     pub stop_grace_ms: u64,
+    /// How long workers may finish what they had begun when their job's window closes. Most answers are done by then; whoever
+    /// wants the machine back in the morning waits two minutes and no more. The rest keep their checkpoints.
+    pub window_drain_ms: u64,
     /// Rows generated together, when the job does not say.
     pub max_batch_rows: u32,
     /// Rows whose prompts are processed together.
@@ -80,6 +83,7 @@ impl Default for Policy {
             step_budget_ms: 120_000,
             least_step_budget_ms: 10_000,
             stop_grace_ms: 20_000,
+            window_drain_ms: 120_000,
             max_batch_rows: 8,
             prefill_batch_rows: 8,
             prefill_step_tokens: 2_048,

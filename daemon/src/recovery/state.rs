@@ -10,6 +10,7 @@ use super::{
     learning::Stretch,
     models::KnownLayout,
     rates::{RowRate, TokenRate},
+    windows::Closed,
 };
 use crate::model::{
     Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, RowIx, RowSet, WorkerKey,
@@ -269,6 +270,8 @@ pub struct Job {
     pub(super) hangs_in_a_row: u32,
     pub(super) adopting: Option<Adopting>,
     pub(super) rate: RowRate,
+    /// Its window, while that is closed.
+    pub(super) closed: Option<Closed>,
 }
 
 impl Job {
@@ -303,6 +306,7 @@ impl Job {
             hangs_in_a_row: 0,
             adopting: None,
             rate: RowRate::default(),
+            closed: None,
         }
     }
 
@@ -334,6 +338,12 @@ impl Job {
     #[must_use]
     pub fn rows_per_s(&self, mono_ms: u64) -> Option<f64> {
         self.rate.rows_per_s(mono_ms, u64::from(self.done.len()))
+    }
+
+    /// The same, once it has been measured for a minute.
+    #[must_use]
+    pub fn settled_rows_per_s(&self, mono_ms: u64) -> Option<f64> {
+        self.rate.settled_rows_per_s(mono_ms, u64::from(self.done.len()))
     }
 
     /// The next row to hand out: what came back first, then the next one never given out.

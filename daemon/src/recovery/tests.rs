@@ -8,3 +8,4 @@ mod random_nights;
 mod sim;
 
 mod stories;
+mod windows;

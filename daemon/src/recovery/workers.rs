@@ -68,7 +68,12 @@ impl Machine {
         let Some(worker) = self.jobs.get_mut(&job_id).and_then(|job| job.workers.get_mut(node)) else {
             return;
         };
-        if worker.stopping.is_some() && mode != StopMode::Kill {
+        let is_stronger = match mode {
+            StopMode::Kill => true,
+            StopMode::Checkpoint => matches!(worker.stop_mode, None | Some(StopMode::FinishStarted)),
+            StopMode::FinishStarted => false,
+        };
+        if worker.stopping.is_some() && !is_stronger {
             return;
         }
         worker.stopping = Some(worker.stopping.unwrap_or(why));

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, pin::Pin, time::Duration};
 
+use jiff::tz::TimeZone;
 use nightshift_proto::v1::{self, control_service_server::ControlService, submit_chunk::Part};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -36,6 +37,7 @@ pub(super) struct Control {
     pub(super) driver: driver::Handle,
     pub(super) state_dir: PathBuf,
     pub(super) limits: watch::Receiver<intake::Limits>,
+    pub(super) zone: TimeZone,
     pub(super) cancel: CancellationToken,
 }
 
@@ -71,13 +73,16 @@ impl ControlService for Control {
         let Some(v1::SubmitChunk { part: Some(Part::Spec(spec)) }) = upload.message().await? else {
             return Err(Status::invalid_argument("the first message of a submission must be its spec"));
         };
-        let spec = convert::job_spec(spec);
         if spec.model.is_empty() {
             return Err(Status::invalid_argument("a submission must name a model"));
         }
         if let Some(job) = self.driver.submitted(spec.submission_id.clone()).await.map_err(status_of)? {
             return Ok(accepted(job));
         }
+        let spec = match convert::job_spec(spec, driver::unix_ms(), &self.zone) {
+            Ok(spec) => spec,
+            Err(problem) => return Ok(rejected(not_about_a_line(problem))),
+        };
         match self.stage(upload).await? {
             Ok(staged) => match self.driver.submit(spec, staged).await {
                 Ok(job) => Ok(accepted(job)),

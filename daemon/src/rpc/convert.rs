@@ -3,11 +3,14 @@
 use core::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::{Timestamp, tz::TimeZone};
 use nightshift_proto::v1;
 
 use crate::{
     fit::NodeMemory,
-    model::{Checkpoint, Epoch, JobId, JobSpec, Mode, NodeId, RowIx, WorkerKey},
+    model::{
+        self, Checkpoint, Epoch, Forecast, JobId, JobSpec, Mode, NodeId, Obstacle, Outlook, RowIx, WorkerKey,
+    },
     planner::Interface,
     recovery::{
         CheckpointNews, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts, ProgressNews, ReportedWorker,
@@ -39,9 +42,15 @@ pub(crate) fn mode(mode: v1::Mode) -> Option<Mode> {
     }
 }
 
-pub(crate) fn job_spec(spec: v1::JobSpec) -> JobSpec {
+/// What was asked for, or why it cannot be: one sentence. Times of day are those of the clock of `zone`.
+pub(crate) fn job_spec(spec: v1::JobSpec, now_unix_ms: u64, zone: &TimeZone) -> Result<JobSpec, String> {
     let mode = mode(spec.mode());
-    JobSpec {
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let window = given(&spec.window).map(|text| text.parse()).transpose();
+    let deadline = given(&spec.deadline).map(|text| model::deadline(&text, now_unix_ms, zone)).transpose();
+    Ok(JobSpec {
+        window: window.map_err(|error: model::ParseWindowError| error.to_string())?,
+        deadline_unix_ms: deadline.map_err(|error| error.to_string())?,
         name: spec.name,
         model: spec.model,
         priority: spec.priority,
@@ -51,6 +60,53 @@ pub(crate) fn job_spec(spec: v1::JobSpec) -> JobSpec {
         mode,
         context_tokens: spec.context_tokens.min(super::plan::MOST_CONTEXT_TOKENS),
         submission_id: spec.submission_id,
+    })
+}
+
+/// The same, as it was taken.
+pub(crate) fn job_spec_out(spec: &JobSpec) -> v1::JobSpec {
+    let moment = |unix_ms: u64| Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok();
+    v1::JobSpec {
+        name: spec.name.clone(),
+        model: spec.model.clone(),
+        priority: spec.priority,
+        max_batch_rows: spec.max_batch_rows,
+        default_max_tokens: spec.default_max_tokens,
+        prefill_step_tokens: spec.prefill_step_tokens,
+        submission_id: spec.submission_id.clone(),
+        mode: spec.mode.map_or(v1::Mode::Unspecified, super::plan::mode_out).into(),
+        context_tokens: spec.context_tokens,
+        window: spec.window.map(|window| window.to_string()).unwrap_or_default(),
+        deadline: spec.deadline_unix_ms.and_then(moment).map(|at| at.to_string()).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn forecast_out(outlook: Outlook, deadline_passed: bool) -> v1::Forecast {
+    use v1::ForecastObstacle::{Behind, NotRunning, OutsideWindow, Paused, TooEarly, Unspecified};
+    let (forecast, obstacle) = match outlook {
+        Outlook::Known(forecast) => (forecast, None),
+        Outlook::Unknown(obstacle) => (Forecast::default(), Some(obstacle)),
+        Outlook::Late { obstacle, rows_left } => {
+            let forecast = Forecast { rows_left_at_deadline: Some(rows_left), ..Forecast::default() };
+            (forecast, Some(obstacle))
+        }
+    };
+    let word = obstacle.map_or(Unspecified, |obstacle| match obstacle {
+        Obstacle::TooEarly => TooEarly,
+        Obstacle::NotRunning => NotRunning,
+        Obstacle::OutsideWindow => OutsideWindow,
+        Obstacle::Behind(_) => Behind,
+        Obstacle::Paused => Paused,
+    });
+    v1::Forecast {
+        finish_unix_ms: forecast.finish_unix_ms,
+        rows_left_at_deadline: forecast.rows_left_at_deadline,
+        obstacle: word.into(),
+        behind_job_id: match obstacle {
+            Some(Obstacle::Behind(job)) => job.0,
+            _ => 0,
+        },
+        deadline_passed,
     }
 }
 

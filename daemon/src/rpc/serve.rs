@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use jiff::tz::TimeZone;
 use nightshift_proto::{
     DESCRIPTORS, MAX_MESSAGE_BYTES,
     v1::{agent_service_server::AgentServiceServer, control_service_server::ControlServiceServer},
@@ -29,6 +30,8 @@ pub struct Options {
     pub state_dir: std::path::PathBuf,
     /// What a submission may be; follows the configuration.
     pub limits: tokio::sync::watch::Receiver<intake::Limits>,
+    /// Whose clock is meant where a person gives a time of day.
+    pub zone: TimeZone,
 }
 
 /// Why serving ended.
@@ -55,9 +58,9 @@ pub enum Error {
 /// # Errors
 /// When the transport fails.
 pub async fn serve(options: Options, cancel: CancellationToken) -> Result<(), Error> {
-    let Options { listener, driver, state_dir, limits } = options;
+    let Options { listener, driver, state_dir, limits, zone } = options;
     let agents = Agents { driver: driver.clone(), cancel: cancel.clone() };
-    let control = Control { driver, state_dir, limits, cancel: cancel.clone() };
+    let control = Control { driver, state_dir, limits, zone, cancel: cancel.clone() };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServiceServer<Agents>>().await;
     health.set_serving::<ControlServiceServer<Control>>().await;

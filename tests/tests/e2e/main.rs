@@ -32,6 +32,7 @@ mod sampling;
 mod sharded;
 mod steering;
 mod uploads;
+mod windows;
 mod worker_units;
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             bad_input::cases(),
             uploads::cases(),
             reload::cases(),
+            windows::cases(),
             disk_full::cases(),
             cli::cases(),
             plans::cases(),

@@ -75,7 +75,8 @@ impl<'a> Stage<'a> {
         let part = job.rows_done() * PIPE_PARTS / job.rows_total.max(1);
         if part > self.part_said && !job.is_finished() && !self.output.is_json() {
             self.part_said = part;
-            return self.output.raw(format!("{}\n", human::watch::change_line(job)).as_bytes());
+            let line = human::watch::change_line(job, &self.output.screen());
+            return self.output.raw(format!("{line}\n").as_bytes());
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   clusterctl submit rows.jsonl --model mlx-community/Qwen3-0.6B-4bit --watch
   clusterctl submit --prompts questions.txt --model /models/llama --system 'Be brief.'
+  clusterctl submit rows.jsonl --model /models/llama --window 22:00-07:00 --deadline 07:00
   zcat rows.jsonl.gz | clusterctl submit - --model /models/llama --name nightly";
 
 /// Arguments of `submit`.
@@ -66,6 +67,14 @@ pub struct Args {
     /// Plan for rows of this many tokens, prompt and answer together [default: the longest row's, at two bytes a token]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_CONTEXT_TOKENS))]
     context: Option<u64>,
+    /// Start rows only between these times, each night or day, on the controller's clock; what is not finished goes on at
+    /// the next opening
+    #[arg(long, value_name = "HH:MM-HH:MM", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    window: Option<String>,
+    /// Say in status, job and watch whether it will be done by then: a time (the next 07:00 on the controller's clock) or
+    /// a moment (2026-11-21T07:00:00+01:00)
+    #[arg(long, value_name = "WHEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    deadline: Option<String>,
     /// Watch the job until it ends
     #[arg(long, short)]
     watch: bool,
@@ -148,6 +157,8 @@ pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
         submission_id: submission_id()?,
         mode: v1::Mode::from(args.mode).into(),
         context_tokens: args.context.unwrap_or(0),
+        window: args.window.clone().unwrap_or_default(),
+        deadline: args.deadline.clone().unwrap_or_default(),
     };
     let defaults = is_prompts.then(|| RowDefaults {
         model,

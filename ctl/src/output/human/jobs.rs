@@ -1,13 +1,13 @@
 //! `jobs`, `job ID`, and the sentences about a job that other screens use.
 
-use super::fact;
+use super::{fact, forecast};
 use crate::output::{
     screen::Screen,
     style::Style,
     table::{Cell, Column, Table},
     text::{Cut, capital, clean, list, plural, sentence, width},
     units,
-    views::{JobView, WorkerView},
+    views::{ForecastView, JobView, WorkerView},
 };
 
 /// `jobs`.
@@ -46,7 +46,7 @@ pub(crate) fn table(jobs: &[JobView], indent: usize, screen: &Screen) -> Vec<Str
                 Style::Warn,
             ),
             units::rate(job.tokens_per_s).into(),
-            time(job, screen).into(),
+            Cell::styled(time(job, screen), time_style(job)),
             Cell::styled(job.model.as_str(), Style::Dim),
         ]);
     }
@@ -64,12 +64,21 @@ fn rows(job: &JobView) -> String {
 
 /// When it will end, when it ended, or since when it waits.
 fn time(job: &JobView, screen: &Screen) -> String {
-    match (job.finished_at, job.eta_ms, job.created_at) {
-        (Some(at), _, _) => format!("ended {}", screen.moment(at.0)),
-        (None, Some(eta_ms), _) => format!("{} left", units::about(eta_ms)),
-        (None, None, Some(at)) => format!("since {}", screen.moment(at.0)),
-        (None, None, None) => String::new(),
+    match (job.finished_at, job.eta_ms, job.window_opens_at, job.created_at) {
+        (Some(at), _, _, _) => format!("ended {}", screen.moment(at.0)),
+        (None, Some(eta_ms), _, _) => format!("{} left", units::about(eta_ms)),
+        (None, None, Some(at), _) => format!("opens {}", screen.coming(at.0)),
+        (None, None, None, Some(at)) => format!("since {}", screen.moment(at.0)),
+        (None, None, None, None) => String::new(),
     }
+}
+
+/// Late is worth a look.
+fn time_style(job: &JobView) -> Style {
+    let is_late = |forecast: &ForecastView| {
+        forecast.deadline_passed || forecast.rows_left_at_deadline.is_some_and(|rows| rows > 0)
+    };
+    if !job.is_finished() && job.forecast.as_ref().is_some_and(is_late) { Style::Warn } else { Style::Plain }
 }
 
 /// The meaning of a job's state.
@@ -177,6 +186,9 @@ pub fn job(job: &JobView, screen: &Screen) -> String {
             "Max tokens",
             job.default_max_tokens.map(|n| format!("{} where a row says nothing", units::count(n.into()))),
         ),
+        ("Window", forecast::window(job, screen)),
+        ("Deadline", forecast::deadline(job, screen)),
+        ("Forecast", forecast::outlook(job, screen).map(|words| capital(&sentence(&words)))),
         ("Submitted", moment(job.created_at)),
         ("Started", moment(job.started_at)),
         ("Ended", moment(job.finished_at)),

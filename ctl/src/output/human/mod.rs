@@ -4,6 +4,7 @@
 //! plain text; colour repeats what words already say.
 
 pub mod events;
+mod forecast;
 pub mod jobs;
 pub mod nodes;
 pub mod plan;

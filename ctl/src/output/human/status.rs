@@ -39,6 +39,15 @@ pub fn status(status: &StatusView, screen: &Screen) -> String {
         let shown: Vec<JobView> =
             unfinished.into_iter().chain(finished.into_iter().take(SHOWN_FINISHED_JOBS)).collect();
         lines.extend(super::jobs::table(&shown, 2, screen));
+        for job in shown.iter().filter(|job| !job.is_finished()) {
+            if let Some(words) = super::forecast::standing(job, screen) {
+                lines.extend(screen.sentence(
+                    &format!("  {}  ", job.id),
+                    &capital(&sentence(&words)),
+                    Style::Plain,
+                ));
+            }
+        }
         if shown.len() < status.jobs.len() {
             lines.extend(screen.sentence("  ", "Older ones: clusterctl jobs --all", Style::Dim));
         }

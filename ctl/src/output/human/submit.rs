@@ -19,6 +19,16 @@ pub fn submitted(view: &SubmitView, source: &str, watching: bool, screen: &Scree
             if let Some(detail) = &job.detail {
                 lines.extend(screen.sentence("", &capital(&sentence(detail)), Style::Plain));
             }
+            if let Some(at) = job.deadline_at {
+                let text = format!("Its deadline is {}.", screen.coming(at.0));
+                lines.extend(screen.sentence("", &text, Style::Plain));
+            }
+            let misses = job.forecast.as_ref().and_then(|forecast| forecast.rows_left_at_deadline);
+            if misses.is_some_and(|rows| rows > 0)
+                && let Some(words) = super::forecast::outlook(job, screen)
+            {
+                lines.extend(screen.sentence("", &capital(&sentence(&words)), Style::Warn));
+            }
             if !watching {
                 let next = format!(
                     "Watch it: clusterctl watch {0} · Read its results: clusterctl results {0}",

@@ -4,7 +4,7 @@ use crate::output::{
     screen::Screen,
     style::Style,
     table::{Cell, Column, Table},
-    text::{Cut, capital, clean, clip, width},
+    text::{Cut, capital, clean, clip, sentence, width},
     units,
     views::{JobView, NodeView, SnapshotView},
 };
@@ -95,6 +95,9 @@ pub(crate) fn job_lines(job: &JobView, screen: &Screen) -> Vec<String> {
     if let Some(detail) = job.detail.as_ref().filter(|_| job.state != "running") {
         lines.push(screen.paint(Style::Warn, &screen.clip(&capital(&clean(detail)))));
     }
+    if let Some(words) = super::forecast::beyond_window(job, screen) {
+        lines.push(screen.clip(&capital(&words)));
+    }
     lines.extend(worker_lines(job, screen));
     lines
 }
@@ -145,11 +148,14 @@ fn worker_lines(job: &JobView, screen: &Screen) -> Vec<String> {
 }
 
 /// What changed, for pipes: one line a job.
-pub fn change_line(job: &JobView) -> String {
+pub fn change_line(job: &JobView, screen: &Screen) -> String {
     let mut text = super::jobs::job_sentence(job);
     let rate = units::rate(job.tokens_per_s);
     if job.state == "running" && !rate.is_empty() {
         text.push_str(&format!(" {rate} tokens/s."));
+    }
+    if let Some(words) = super::forecast::beyond_window(job, screen) {
+        text.push_str(&format!(" {}", capital(&sentence(&words))));
     }
     text
 }

@@ -40,8 +40,18 @@ pub struct JobView {
     pub tokens_per_s: f64,
     /// Rows finished a second, now.
     pub rows_per_s: f64,
-    /// Forecast of the time left.
+    /// Forecast of the time left; where it has a window, the hours in which that is closed are part of it.
     pub eta_ms: Option<u64>,
+    /// When its rows may start, on the controller's clock: "22:00-07:00"; none: at any time.
+    pub window: Option<String>,
+    /// When its window opens next, while it is closed.
+    pub window_opens_at: Option<At>,
+    /// When its window closes, while it is open.
+    pub window_closes_at: Option<At>,
+    /// By when it should be done.
+    pub deadline_at: Option<At>,
+    /// When it will be done; none once it is over or being cancelled.
+    pub forecast: Option<ForecastView>,
     /// When it was accepted.
     pub created_at: Option<At>,
     /// When its first row was handed out.
@@ -93,6 +103,7 @@ impl From<v1::Job> for JobView {
             v1::JobState::Unspecified => "unknown",
         };
         let mode = mode_word(job.mode());
+        let moment = |unix_ms: Option<u64>| unix_ms.and_then(At::from_unix_ms);
         let spec = job.spec.unwrap_or_default();
         JobView {
             id: job_name(job.job_id),
@@ -112,6 +123,11 @@ impl From<v1::Job> for JobView {
             tokens_per_s: job.tokens_per_s,
             rows_per_s: job.rows_per_s,
             eta_ms: job.eta_ms,
+            window: text(spec.window),
+            window_opens_at: moment(job.window_opens_unix_ms),
+            window_closes_at: moment(job.window_closes_unix_ms),
+            deadline_at: At::from_unix_ms(job.deadline_unix_ms),
+            forecast: job.forecast.map(ForecastView::from),
             created_at: At::from_unix_ms(job.created_unix_ms),
             started_at: At::from_unix_ms(job.started_unix_ms),
             finished_at: At::from_unix_ms(job.finished_unix_ms),
@@ -124,6 +140,43 @@ impl From<v1::Job> for JobView {
             errors_path: text(job.errors_path),
             plan_reasons: job.plan_reasons,
             workers: job.workers.into_iter().map(WorkerView::from).collect(),
+        }
+    }
+}
+
+/// When a job will be done, at the speed of the last minutes.
+#[derive(Debug, Clone, Serialize)]
+pub struct ForecastView {
+    /// When its last row will be done; none: not known, or not within two months.
+    pub finish_at: Option<At>,
+    /// Rows that will not be done at the deadline, 0 when all will; none: not known, or there is no deadline to come.
+    pub rows_left_at_deadline: Option<u64>,
+    /// Why its end is not known: "too-early", "not-running", "outside-window", "behind" or "paused"; none when it is.
+    pub obstacle: Option<&'static str>,
+    /// For "behind": the job that goes first.
+    pub behind: Option<String>,
+    /// Whether the deadline has passed.
+    pub deadline_passed: bool,
+}
+
+impl From<v1::Forecast> for ForecastView {
+    fn from(forecast: v1::Forecast) -> Self {
+        // A reason this version does not know is one, too.
+        let obstacle = match v1::ForecastObstacle::try_from(forecast.obstacle) {
+            Ok(v1::ForecastObstacle::Unspecified) => None,
+            Ok(v1::ForecastObstacle::TooEarly) => Some("too-early"),
+            Ok(v1::ForecastObstacle::NotRunning) => Some("not-running"),
+            Ok(v1::ForecastObstacle::OutsideWindow) => Some("outside-window"),
+            Ok(v1::ForecastObstacle::Behind) => Some("behind"),
+            Ok(v1::ForecastObstacle::Paused) => Some("paused"),
+            Err(_) => Some("unknown"),
+        };
+        ForecastView {
+            finish_at: forecast.finish_unix_ms.and_then(At::from_unix_ms),
+            rows_left_at_deadline: forecast.rows_left_at_deadline,
+            obstacle,
+            behind: nonzero(forecast.behind_job_id).map(job_name),
+            deadline_passed: forecast.deadline_passed,
         }
     }
 }

@@ -20,7 +20,7 @@ mod plan;
 pub use cluster::{
     ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
 };
-pub use job::{JobView, WorkerView};
+pub use job::{ForecastView, JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};
 pub use plan::{AlternativeView, ModelSizeView, PartView, PlanView, ReasonView, WeightsView};
 

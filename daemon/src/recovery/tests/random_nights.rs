@@ -1,18 +1,22 @@
 //! Random nights: simulated agents with spools and epochs, a ledger that keeps only what was made durable, and faults
 //! at any moment. In every other night the model is too large for one node, so gangs of two come and go. After each
-//! step: no row is committed twice, nothing is forgotten by an agent before it is durable.
+//! step: no row is committed twice, nothing is forgotten by an agent before it is durable, nothing starts outside its window.
 //! At the end of each night faults stop, and every job must end with every row.
 //!
 //! A night that fails prints its seed and the end of its trace; `NIGHTSHIFT_SEED` replays one alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use jiff::tz::TimeZone;
+
 use super::{
-    kit::{facts, large_model, machine, policy_with_a_network, record},
-    sim::{Dice, SimAgent, SimWorker, Up},
+    kit::{facts, large_model, machine, record},
+    sim::{Dice, SimAgent, SimWorker, Up, policy},
 };
 use crate::{
-    model::{Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet},
+    model::{
+        Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet, Window,
+    },
     recovery::*,
 };
 
@@ -57,7 +61,7 @@ impl Night {
             large: seed % 2 == 1,
             poison: seed.is_multiple_of(3).then_some(RowIx((seed / 3 % 20) as u32)),
             dice: Dice(seed),
-            machine: Machine::new(policy_with_a_network()),
+            machine: Machine::new(policy()),
             now: Now { mono_ms: 0, unix_ms: 1 },
             disk: Disk::default(),
             agents: NODES.iter().map(|name| (NodeId::from(*name), SimAgent::default())).collect(),
@@ -98,7 +102,12 @@ impl Night {
                 Effect::Send { node, session, command } => {
                     let agent = self.agents.get_mut(&node).unwrap();
                     if agent.session == Some(session) {
-                        if let Command::StartWorker { worker, .. } = &command {
+                        if let Command::StartWorker { worker, .. } | Command::GrantRows { worker, .. } =
+                            &command
+                        {
+                            let window = self.disk.jobs[&worker.job].spec.window;
+                            let is_open = |window: Window| window.is_open(self.now.unix_ms, &TimeZone::UTC);
+                            assert!(window.is_none_or(is_open), "work was given outside the window");
                             assert!(
                                 self.disk.jobs[&worker.job].epoch >= worker.epoch,
                                 "a launch was not recorded first"
@@ -129,6 +138,7 @@ impl Night {
         let mut record = record(id, rows);
         record.spec.priority = priority;
         record.spec.max_batch_rows = 2;
+        record.spec.window = self.dice.one_in(3).then(|| "00:00-12:00".parse().unwrap());
         self.disk.jobs.insert(record.id, record.clone());
         self.tell(Event::JobAccepted(record));
     }
@@ -202,7 +212,7 @@ impl Night {
         for agent in self.agents.values_mut() {
             agent.cut();
         }
-        self.machine = Machine::new(policy_with_a_network());
+        self.machine = Machine::new(policy());
         let jobs = self.disk.jobs.values().map(|record| {
             let mut done = RowSet::new(record.rows_total);
             for (_, row) in self.disk.done.iter().filter(|(job, _)| *job == record.id) {
@@ -413,6 +423,12 @@ impl Night {
         self.tell(Event::Tick);
     }
 
+    /// Windows open or close.
+    fn turn_the_clock(&mut self) {
+        self.now.unix_ms += 12 * 3_600_000;
+        self.tick(100);
+    }
+
     fn any_node(&mut self) -> NodeId {
         NodeId::from(NODES[self.dice.below(NODES.len())])
     }
@@ -500,6 +516,7 @@ impl Night {
                 let (rows, priority) = (1 + self.dice.below(12), self.dice.below(2));
                 self.submit(u32::try_from(rows).unwrap(), i32::try_from(priority).unwrap());
             }
+            _ if self.dice.one_in(2) => self.turn_the_clock(),
             _ => self.tick(3_000),
         }
     }
@@ -511,6 +528,9 @@ impl Night {
         }
         self.note("faults stop".to_owned());
         self.disk_full = false;
+        if self.machine.jobs().any(|job| job.window_opens_unix_ms().is_some()) {
+            self.turn_the_clock();
+        }
         for name in NODES {
             if self.machine.node(&name.into()).is_some() {
                 self.tell(Event::Drain { node: name.into(), drain: false });

@@ -2,10 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::kit::policy_with_a_network;
 use crate::{
     model::{Epoch, JobId, RowIx, WorkerKey},
     recovery::*,
 };
+
+/// Rows are cut off when windows close: workers have no time to finish many.
+pub(super) fn policy() -> Policy {
+    Policy { window_drain_ms: 1_000, ..policy_with_a_network() }
+}
 
 /// SplitMix64: small, seeded, the same everywhere.
 pub(super) struct Dice(pub(super) u64);
