@@ -306,7 +306,9 @@ pub fn silence_budget_ms(
         }
         WorkerPhase::Prefill => {
             let known = pace.filter(|pace| pace.prefill_seen >= ENOUGH_PREFILL);
+            // A prompt of a few tokens takes as long as one of many: what is learned from it would be far too much.
             step(known.map(|pace| pace.prefill_token_ns.saturating_mul(prefill_step_tokens) / 1_000_000))
+                .min(unknown.max(policy.least_step_budget_ms))
         }
         WorkerPhase::Idle | WorkerPhase::Decode | WorkerPhase::Stopping => {
             let known = pace.filter(|pace| pace.decode_seen >= ENOUGH_DECODE);
@@ -456,6 +458,7 @@ mod tests {
         };
         let quick = pace(3_000, 30_000, 1_000_000, 100);
         let slow = pace(100_000, 6_000_000, 10_000_000, 100);
+        let short_prompts = pace(3_000, 30_000, 500_000_000, 100);
         let new = pace(0, 30_000, 1_000_000, 3);
         let rows = [
             (Starting, None, 0, 1_800_000),
@@ -476,6 +479,8 @@ mod tests {
             // A step of 2,048 tokens takes 2 s or 20 s.
             (Prefill, Some(&quick), 0, 10_240),
             (Prefill, Some(&slow), 0, 102_400),
+            (Prefill, Some(&short_prompts), 0, 120_000),
+            (Prefill, Some(&short_prompts), 1, 240_000),
         ];
         for (phase, pace, hangs, expected) in rows {
             let budget = silence_budget_ms(phase, pace, 2_048, hangs, &policy);
