@@ -144,9 +144,9 @@ impl Machine {
 
     /// No rank is left. What a rank said that lost another is all there is to say, if none has said more.
     pub(super) fn on_gang_gone(&mut self, now: Now, job_id: JobId, epoch: Epoch) {
-        let aftermath =
-            self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)?.aftermath.take());
-        if let Some((node, exit)) = aftermath {
+        let gang = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch));
+        let untold = gang.filter(|gang| gang.incident.is_none()).and_then(|gang| gang.aftermath.take());
+        if let Some((node, exit)) = untold {
             self.distrust_links(now, job_id, epoch);
             let incident = self.settle_exit(now, &node, &exit, false, &Finding::Nothing, (0, 0));
             if let Some(gang) = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)) {

@@ -17,7 +17,7 @@ use super::{
     machine::Machine,
     state::Job,
 };
-use crate::model::{Fault, NodeId, RowCrashes, RowIx, Severity, WorkerKey};
+use crate::model::{Fault, NodeId, RowCrashes, RowIx, RowSet, Severity, WorkerKey};
 
 /// Crashes at which a row was in work before it is handed out apart from the others.
 const SUSPECT_CRASHES: u32 = 2;
@@ -80,6 +80,11 @@ impl Crashes {
 
     pub(super) fn forget(&mut self, row: RowIx) {
         self.0.remove(&row);
+    }
+
+    /// Of a record that is older than the newest results.
+    pub(super) fn forget_done(&mut self, done: &RowSet) {
+        self.0.retain(|row, _| !done.contains(*row));
     }
 
     /// A worker crashed with these rows in work.

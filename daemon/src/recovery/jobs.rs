@@ -26,6 +26,7 @@ impl Machine {
             let id = replayed.record.id;
             let mut job = Job::new(replayed.record);
             job.done = replayed.done;
+            job.crashes.forget_done(&job.done);
             job.rows_succeeded = replayed.rows_succeeded;
             job.rows_failed = replayed.rows_failed;
             job.prompt_tokens = replayed.prompt_tokens;

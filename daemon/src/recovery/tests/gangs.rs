@@ -418,3 +418,13 @@ fn what_really_happened_is_told_though_the_other_rank_says_first_that_it_lost_on
         "nobody said more"
     );
 }
+
+#[test]
+fn a_rank_that_lost_the_one_on_a_silent_node_is_no_fault_of_its_own() {
+    let (mut kit, sessions, ranks, rows) = at_work();
+    kit.exit(&ranks[0].0, ranks[0].1, ExitClass::LinkFault);
+    let alive = [sessions[0]];
+    kit.wait(5_000, &alive);
+    let [incident] = kit.machine.incidents().cloned().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!((incident.fault, incident.rows_requeued), (Fault::NodeSilent, rows.len() as u64));
+}
