@@ -29,7 +29,7 @@ pub(crate) use models::NodeReport;
 use crate::{
     config::Config,
     ledger::{self, InputReader},
-    model::{Epoch, EventDraft, JobId, NodeId, Severity},
+    model::{Epoch, EventDraft, Incident, JobId, NodeId, Severity},
     recovery::{CommittedRow, Event, Machine, Now, SessionId},
 };
 
@@ -104,6 +104,8 @@ struct Driver {
     gang_secret: Option<((JobId, Epoch), [u8; 32])>,
     /// Jobs whose newest record is not on disk because it could not be written.
     unrecorded: std::collections::BTreeSet<JobId>,
+    /// Incidents that could not be written yet.
+    unwritten_incidents: BTreeMap<u64, Incident>,
     /// Why the ledger cannot be waited for any longer.
     stuck: Option<String>,
     next_job: JobId,
@@ -146,6 +148,7 @@ pub fn run(
         questions: models::Questions::default(),
         gang_secret: None,
         unrecorded: std::collections::BTreeSet::new(),
+        unwritten_incidents: BTreeMap::new(),
         stuck: None,
         next_job: options.replay.next_job,
         next_session: 1,
@@ -227,7 +230,8 @@ impl Driver {
     }
 
     async fn on_tick(&mut self) {
-        if self.machine.storage_problem().is_some() || !self.unrecorded.is_empty() {
+        let is_owed = !self.unrecorded.is_empty() || !self.unwritten_incidents.is_empty();
+        if self.machine.storage_problem().is_some() || is_owed {
             self.try_storage().await;
         }
         self.apply(Event::Tick, &[]).await;
@@ -247,6 +251,7 @@ impl Driver {
                 return;
             }
         }
+        self.write_owed_incidents().await;
         self.apply(Event::StorageRecovered, &[]).await;
     }
 

@@ -8,13 +8,16 @@ use nightshift_proto::v1::{self, controller_message::Body};
 use super::{Connection, Driver, Message, chain};
 use crate::{
     ledger::{self, InputReader},
-    model::{EventDraft, FinishedRow, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
+    model::{EventDraft, FinishedRow, Incident, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
     recovery::{
         Command, CommittedRow, Effect, Event, ExitClass, JobTotals, Now, ResultHead, RowGrant, SessionId,
         WorkerExit,
     },
     rpc::convert,
 };
+
+/// Incidents that wait for room on the disk: as many as the ledger keeps.
+const MOST_UNWRITTEN_INCIDENTS: usize = 500;
 
 /// Rows are sent in messages of about this size, so that a batch of long prompts stays below the message limit.
 const ROWS_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -42,11 +45,7 @@ impl Driver {
                         tracing::warn!(error = %chain(&error), "what was learned of a model was not written");
                     }
                 }
-                Effect::RecordIncident(incident) => {
-                    if let Err(error) = self.ledger.put_incident(*incident).await {
-                        tracing::warn!(error = %chain(&error), "an incident was not written; it is in this log");
-                    }
-                }
+                Effect::RecordIncident(incident) => self.record_incident(*incident).await,
                 Effect::Send { node, session, command } => self.send(&node, session, command, queue),
                 Effect::CloseSession { node, session, reason } => {
                     tracing::info!(%node, reason, "closing the connection");
@@ -92,6 +91,34 @@ impl Driver {
                 self.unrecorded.insert(id);
                 queue.push_back(Event::StorageFailed { problem: chain(&error) });
             }
+        }
+    }
+
+    /// An incident that cannot be written is owed, too: a full disk is one itself.
+    async fn record_incident(&mut self, incident: Incident) {
+        let id = incident.id;
+        match self.ledger.put_incident(incident.clone()).await {
+            Ok(()) => {
+                self.unwritten_incidents.remove(&id);
+            }
+            Err(error @ ledger::Error::TooLarge { .. }) => {
+                tracing::warn!(error = %chain(&error), "an incident was not written; it is in this log");
+            }
+            Err(error) => {
+                self.note_if_stuck(&error);
+                tracing::debug!(id, error = %chain(&error), "an incident is not written yet");
+                self.unwritten_incidents.insert(id, incident);
+                if self.unwritten_incidents.len() > MOST_UNWRITTEN_INCIDENTS {
+                    self.unwritten_incidents.pop_first();
+                }
+            }
+        }
+    }
+
+    /// Tries again what is owed.
+    pub(super) async fn write_owed_incidents(&mut self) {
+        for incident in std::mem::take(&mut self.unwritten_incidents).into_values() {
+            self.record_incident(incident).await;
         }
     }
 
