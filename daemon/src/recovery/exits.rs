@@ -96,21 +96,23 @@ impl Machine {
         costs: (u64, u64),
     ) {
         let WorkerKey { job: job_id, epoch, rank } = exit.worker;
-        let finding = self.suspect_rows_of_gang(now, node, exit, asked, was_hung);
-        let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let others = !job.nodes_of(epoch).is_empty();
-        let told = job.gangs.get_mut(&epoch).is_some_and(|gang| {
+        let others = self.jobs.get(&job_id).is_some_and(|job| !job.nodes_of(epoch).is_empty());
+        let gang = self.gang_mut(job_id, epoch);
+        let is_aftermath = !asked && exit.class == ExitClass::LinkFault && others && gang.is_some();
+        let (mut told, mut had_aftermath) = (false, false);
+        if let Some(gang) = gang {
             gang.costs.0 += costs.0;
             gang.costs.1 += costs.1;
-            gang.incident.is_some()
-        });
-        let gang = job.gangs.get_mut(&epoch);
-        let had_aftermath = gang.as_ref().is_some_and(|gang| gang.aftermath.is_some());
-        let is_aftermath = !asked && exit.class == ExitClass::LinkFault && others && gang.is_some();
+            (told, had_aftermath) = (gang.incident.is_some(), gang.aftermath.is_some());
+        }
         let is_cause =
             if asked { had_aftermath && rules::explains_a_lost_rank(exit.class) } else { !is_aftermath };
+        let finding = self.suspect_rows_of_gang(now, node, exit, is_cause, was_hung);
         if told || !(is_cause || is_aftermath) {
-            if asked && finding != Finding::Nothing {
+            if asked
+                && finding != Finding::Nothing
+                && let Some(job) = self.jobs.get_mut(&job_id)
+            {
                 // The crash of another rank was counted as a failure before it was known what it tells.
                 job.failures_of_job = job.failures_of_job.saturating_sub(1);
             }
@@ -118,11 +120,11 @@ impl Machine {
             self.tell_of_end(node, exit);
         } else if is_cause {
             let incident = self.settle_exit(now, node, exit, was_hung, &finding, (0, 0));
-            if let Some(gang) = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)) {
+            if let Some(gang) = self.gang_mut(job_id, epoch) {
                 gang.incident = incident;
                 gang.aftermath = None;
             }
-        } else if let Some(gang) = gang {
+        } else if let Some(gang) = self.gang_mut(job_id, epoch) {
             gang.aftermath.get_or_insert_with(|| (node.clone(), exit.clone()));
             self.record_job(job_id);
         }
@@ -144,12 +146,12 @@ impl Machine {
 
     /// No rank is left. What a rank said that lost another is all there is to say, if none has said more.
     pub(super) fn on_gang_gone(&mut self, now: Now, job_id: JobId, epoch: Epoch) {
-        let gang = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch));
+        let gang = self.gang_mut(job_id, epoch);
         let untold = gang.filter(|gang| gang.incident.is_none()).and_then(|gang| gang.aftermath.take());
         if let Some((node, exit)) = untold {
             self.distrust_links(now, job_id, epoch);
             let incident = self.settle_exit(now, &node, &exit, false, &Finding::Nothing, (0, 0));
-            if let Some(gang) = self.jobs.get_mut(&job_id).and_then(|job| job.gangs.get_mut(&epoch)) {
+            if let Some(gang) = self.gang_mut(job_id, epoch) {
                 gang.incident = incident;
             }
         }

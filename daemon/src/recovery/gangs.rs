@@ -197,6 +197,11 @@ impl Machine {
         port
     }
 
+    /// How a gang was planned, and what is known of its end.
+    pub(super) fn gang_mut(&mut self, job: JobId, epoch: Epoch) -> Option<&mut GangRecord> {
+        self.jobs.get_mut(&job)?.gangs.get_mut(&epoch)
+    }
+
     /// Ends what is left of a launch of which a rank is gone.
     pub(super) fn end_gang(&mut self, now: Now, job_id: JobId, epoch: Epoch, why: &str) {
         self.end_gang_but(now, job_id, epoch, None, why);

@@ -156,22 +156,21 @@ pub(super) fn accuses(class: ExitClass, was_hung: bool) -> bool {
 
 impl Machine {
     /// A rank of a gang is gone. Which rows were in work rank 0 knows; which rank crashed over them, and not after another,
-    /// tells the one that nobody had asked to end. They come in any order.
+    /// tells the one whose end is the cause. They come in any order.
     pub(super) fn suspect_rows_of_gang(
         &mut self,
         now: Now,
         node: &NodeId,
         exit: &WorkerExit,
-        asked: bool,
+        is_cause: bool,
         was_hung: bool,
     ) -> Finding {
         let WorkerKey { job, epoch, rank } = exit.worker;
-        let gang = self.jobs.get_mut(&job).and_then(|job| job.gangs.get_mut(&epoch));
-        let Some(gang) = gang else { return Finding::Nothing };
+        let Some(gang) = self.gang_mut(job, epoch) else { return Finding::Nothing };
         if rank == 0 {
             gang.in_work = Some(exit.started_rows.clone());
         }
-        if !asked && gang.accusing.is_none() && accuses(exit.class, was_hung) {
+        if is_cause && gang.accusing.is_none() && accuses(exit.class, was_hung) {
             gang.accusing = Some((node.clone(), exit.clone()));
         }
         if gang.accusing.is_none() || gang.in_work.is_none() {
@@ -231,7 +230,7 @@ impl Machine {
              {attempts}, on {node}): {cause}"
         );
         job.returned.remove(&row);
-        job.failing.insert(row, message.clone());
+        job.failing.insert(row, message);
         let summary = format!("row {row} of {job_id} ends its worker: {cause}");
         let action = "the row fails with this error and the others go on".to_owned();
         self.emit(

@@ -40,19 +40,11 @@ impl Machine {
     /// Links changed: notes what came and went, and ends gangs over what went.
     pub(super) fn on_links(&mut self, now: Now, before: &[Link]) {
         let half_life_ms = self.policy.penalty_half_life_ms;
-        let mut lost = Vec::new();
-        for link in before {
-            if !self.links.contains(link) {
-                lost.push(link.clone());
-            }
-        }
+        let lost: Vec<Link> = before.iter().filter(|link| !self.links.contains(link)).cloned().collect();
         for link in &lost {
             let is_up = self.links.iter().any(|other| pair_of(other) == pair_of(link));
-            let health = self.link_health.pairs.entry(pair_of(link)).or_insert(Health {
-                up_since_mono_ms: None,
-                has_failed: true,
-                penalty: Penalty::default(),
-            });
+            // It was there, so it is known.
+            let Some(health) = self.link_health.pairs.get_mut(&pair_of(link)) else { continue };
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
             health.has_failed = true;
             health.penalty.add(now.mono_ms, half_life_ms);

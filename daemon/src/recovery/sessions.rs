@@ -378,7 +378,7 @@ impl Machine {
 
     /// What the end of a gang costs belongs to this incident.
     pub(super) fn blame(&mut self, job: JobId, epoch: Epoch, incident: u64) {
-        if let Some(gang) = self.jobs.get_mut(&job).and_then(|job| job.gangs.get_mut(&epoch)) {
+        if let Some(gang) = self.gang_mut(job, epoch) {
             gang.incident.get_or_insert(incident);
         }
     }

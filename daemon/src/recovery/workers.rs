@@ -1,4 +1,4 @@
-//! Workers start, work, hang and end.
+//! Workers start, work and hang.
 
 use super::{
     effect::{Command, StopMode},

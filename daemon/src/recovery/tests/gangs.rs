@@ -428,3 +428,31 @@ fn a_rank_that_lost_the_one_on_a_silent_node_is_no_fault_of_its_own() {
     let [incident] = kit.machine.incidents().cloned().collect::<Vec<_>>().try_into().unwrap();
     assert_eq!((incident.fault, incident.rows_requeued), (Fault::NodeSilent, rows.len() as u64));
 }
+
+/// Rank 0 tells first that it lost another, and which rows were in work; that other one crashed over one of them.
+#[test]
+fn a_row_that_ends_another_rank_is_suspected_whichever_is_heard_first() {
+    for rank_0_first in [true, false] {
+        let (mut kit, _, ranks, _) = at_work();
+        let end = |kit: &mut Kit, rank: usize, class, rows: &[u32]| {
+            let exit = WorkerExit {
+                worker: ranks[rank].1,
+                class,
+                status: "exited with status 1".to_owned(),
+                first_error: "it broke".to_owned(),
+                log_tail: vec![],
+                started_rows: rows.iter().copied().map(RowIx).collect(),
+            };
+            kit.tell(Event::WorkerExited { node: ranks[rank].0.as_str().into(), exit })
+        };
+        if rank_0_first {
+            end(&mut kit, 0, ExitClass::LinkFault, &[2, 5]);
+            end(&mut kit, 1, ExitClass::Crashed, &[]);
+        } else {
+            end(&mut kit, 1, ExitClass::Crashed, &[]);
+            end(&mut kit, 0, ExitClass::LinkFault, &[2, 5]);
+        }
+        let seen = kit.job(1).record.crashes.iter().map(|seen| (seen.row.0, seen.crashes));
+        assert_eq!(seen.collect::<Vec<_>>(), [(2, 1), (5, 1)], "rank 0 first: {rank_0_first}");
+    }
+}
