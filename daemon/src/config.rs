@@ -1,5 +1,7 @@
 //! The controller's configuration: a TOML file in which every key has a default, and the command line over it.
 
+mod notes;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -173,6 +175,8 @@ pub struct Recovery {
     pub quarantine_ms: u64,
     /// The longest time that something which has failed must hold before it is relied on again.
     pub most_settle_ms: u64,
+    /// How long a better way to run a job must have been there before the job changes to it.
+    pub climb_settle_ms: u64,
     /// In which half of what is remembered of failures is forgotten.
     pub penalty_half_life_ms: u64,
     /// A node not seen for so many days is no longer listed.
@@ -199,6 +203,7 @@ impl Default for Recovery {
             gpu_fault_window_ms: policy.gpu_fault_window_ms,
             quarantine_ms: policy.quarantine_ms,
             most_settle_ms: policy.most_settle_ms,
+            climb_settle_ms: policy.climb_settle_ms,
             penalty_half_life_ms: policy.penalty_half_life_ms,
             forget_node_days: policy.forget_node_ms / DAY_MS,
         }
@@ -359,6 +364,7 @@ impl Config {
             quarantine_ms: self.recovery.quarantine_ms,
             link_settle_ms: self.gangs.link_settle_ms,
             most_settle_ms: self.recovery.most_settle_ms,
+            climb_settle_ms: self.recovery.climb_settle_ms,
             penalty_half_life_ms: self.recovery.penalty_half_life_ms,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
@@ -420,7 +426,7 @@ impl Config {
                 section = format!("{name}.");
             }
             if let Some(note) =
-                line.split_once(" = ").and_then(|(key, _)| note_on(&format!("{section}{key}")))
+                line.split_once(" = ").and_then(|(key, _)| notes::note_on(&format!("{section}{key}")))
             {
                 text.push_str("# ");
                 text.push_str(note);
@@ -435,81 +441,6 @@ impl Config {
 
 /// Leaves room in a 32 MiB message for a row's resume tokens.
 const MAX_ROW_BYTES: u64 = 24 * 1024 * 1024;
-
-fn note_on(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "controller.listen" => {
-            "Address and port; loopback only until transport security exists. Restart to change."
-        }
-        "controller.state_dir" => "Ledger, jobs and results. Restart to change.",
-        "controller.log_filter" => "error, warn, info, debug, trace, or a tracing filter. Restart to change.",
-        "controller.log_files" => "Daily log files kept when it logs to files. Restart to change.",
-        "agents.heartbeat_interval_ms" => "Between signs of life of an agent.",
-        "agents.observation_interval_ms" => "Between full observations of a machine.",
-        "agents.progress_interval_ms" => "Between reports on a busy worker.",
-        "jobs.max_batch_rows" => "Rows generated together by one worker, when the job does not say.",
-        "jobs.prefill_batch_rows" => "Rows whose prompts are processed together.",
-        "jobs.prefill_step_tokens" => "Prompt tokens processed in one step; smaller ones avoid GPU timeouts.",
-        "jobs.checkpoint_interval_ms" => {
-            "Between checkpoints of unfinished rows: the most generation a crash can cost."
-        }
-        "jobs.default_max_tokens" => "Tokens a row may generate when neither it nor its job says.",
-        "jobs.window_drain_ms" => {
-            "How long workers may finish what they had begun when their job's window closes; the rest keeps its checkpoints."
-        }
-        "gangs.networks" => {
-            "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\"; no others are used."
-        }
-        "gangs.rendezvous_ms" => "How long the ranks of a gang may take to find one another.",
-        "gangs.link_settle_ms" => {
-            "How long a link that has failed must carry before it is planned over; doubled for each failure of late."
-        }
-        "gangs.settle_ms" => {
-            "How long nodes and links must stay as they are before a gang is planned over them."
-        }
-        "gangs.first_port" => "The first port that ranks listen on.",
-        "gangs.ports" => "How many ports there are for ranks, from the first one on; used in turn.",
-        "recovery.node_silent_ms" => "Without a word for this long, a node's rows go to others.",
-        "recovery.adopt_grace_ms" => "How long a restarted controller waits for the workers it had.",
-        "recovery.restart_base_ms" => {
-            "First pause before a failed worker is started again; doubles with each failure in a row."
-        }
-        "recovery.restart_cap_ms" => "Longest such pause.",
-        "recovery.failures_before_pause" => {
-            "After so many failures in a row without a finished row, the job is paused."
-        }
-        "recovery.load_budget_ms" => {
-            "How long a model may take to load, while it is not known how long it takes."
-        }
-        "recovery.step_budget_ms" => {
-            "How long one step of a worker may take, while it is not known how long steps take."
-        }
-        "recovery.least_step_budget_ms" => {
-            "How long one step may take at the least, however short steps are."
-        }
-        "recovery.stop_grace_ms" => "Between SIGTERM and SIGKILL of a worker.",
-        "recovery.gpu_faults_before_quarantine" => {
-            "So many GPU faults of a node within the window, and it is left alone for a while."
-        }
-        "recovery.gpu_fault_window_ms" => "The window in which they count.",
-        "recovery.quarantine_ms" => {
-            "How long such a node takes no work; `clusterctl undrain` ends it at once."
-        }
-        "recovery.most_settle_ms" => {
-            "The longest time that something which has failed must hold before it is relied on again."
-        }
-        "recovery.penalty_half_life_ms" => "In which half of what is remembered of failures is forgotten.",
-        "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
-        "limits.max_row_bytes" => "The longest input line.",
-        "limits.max_rows" => "The most rows of one job.",
-        "limits.disk_reserve_bytes" => {
-            "Free space below which nothing more is written and jobs wait. Restart to change."
-        }
-        "limits.max_events" => "Events kept. Restart to change.",
-        "limits.ledger_cache_bytes" => "Memory the ledger may use as cache. Restart to change.",
-        _ => return None,
-    })
-}
 
 /// Where state is kept unless told otherwise.
 fn default_state_dir() -> PathBuf {

@@ -37,6 +37,8 @@ pub(crate) fn running_job() -> v1::Job {
             context_tokens: 0,
             window: String::new(),
             deadline: String::new(),
+            fallback_model: String::new(),
+            fallback_policy: String::new(),
         }),
         state: v1::JobState::Running.into(),
         rows_total: 2000,

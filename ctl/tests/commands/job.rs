@@ -51,3 +51,29 @@ fn json_shape() {
     let fake = Fake::start(World::healthy());
     insta::assert_json_snapshot!("json", ask(&fake, &["job", "7", "--output", "json"]).json());
 }
+
+#[test]
+fn what_stands_in_for_the_model_is_told() {
+    let spec = v1::JobSpec {
+        fallback_model: "/models/small".to_owned(),
+        fallback_policy: "after 10m".to_owned(),
+        ..canned::running_job().spec.unwrap()
+    };
+    let job = |on_fallback, rows_by_fallback| v1::Job {
+        spec: Some(spec.clone()),
+        on_fallback,
+        rows_by_fallback,
+        ..canned::running_job()
+    };
+    let line = |job: v1::Job| {
+        let text = human(job, None);
+        text.lines().find(|line| line.contains("Fallback")).map(str::to_owned)
+    };
+    assert_eq!(
+        line(job(false, 0)).unwrap().trim_start_matches("Fallback").trim(),
+        "/models/small, used after 10m in which the model cannot run anywhere"
+    );
+    let used = line(job(true, 1)).unwrap();
+    assert!(used.ends_with("; it answers now; 1 row answered by it"), "{used}");
+    assert_eq!(line(canned::running_job()), None);
+}

@@ -224,7 +224,7 @@ impl Driver {
         let mut rows = Vec::with_capacity(grants.len());
         let mut size = 0;
         for grant in grants {
-            let checkpoint = job.checkpoint(grant.row).cloned().unwrap_or_default();
+            let checkpoint = job.resume_point(grant.row, worker.epoch).cloned().unwrap_or_default();
             let row = v1::Row {
                 row: grant.row.0,
                 attempt: grant.attempt,
@@ -374,6 +374,7 @@ fn totals(committed: &ledger::Committed) -> Vec<JobTotals> {
         errors_bytes: job.errors_bytes,
         rows_succeeded: job.rows_succeeded,
         rows_failed: job.rows_failed,
+        rows_by_fallback: job.rows_by_fallback,
     });
     totals.collect()
 }

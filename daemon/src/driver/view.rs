@@ -87,6 +87,11 @@ impl Driver {
                 JobState::Paused if job.paused_by_faults() => {
                     problems.push(format!("Job {} is paused: {}.", record.id, record.detail));
                 }
+                JobState::Active => {
+                    if let Some(parked) = &job.parked {
+                        problems.push(format!("Nothing runs job {}: {}.", record.id, parked.why));
+                    }
+                }
                 _ => {}
             }
         }
@@ -210,6 +215,8 @@ impl Driver {
             deadline_unix_ms: record.spec.deadline_unix_ms.unwrap_or(0),
             window_opens_unix_ms: job.window_opens_unix_ms().filter(|_| record.state == JobState::Active),
             window_closes_unix_ms: open.and_then(|window| window.closes_at(now.unix_ms, self.machine.zone())),
+            rows_by_fallback: job.rows_by_fallback,
+            on_fallback: job.rung().is_some_and(|rung| rung.fallback),
             forecast: outlook.map(|outlook| convert::forecast_out(outlook, deadline_passed)),
         }
     }

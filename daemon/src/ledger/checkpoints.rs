@@ -157,11 +157,12 @@ fn put_checkpoint(
     ]
 }
 
-/// Tokens (after the CRC-32 of the logprobs, so that the two halves are known to belong together) and logprobs. Both
-/// only grow at their ends, so that little is written each time.
+/// Tokens (after the CRC-32 of the logprobs, so that the two halves are known to belong together; every bit of it turned
+/// where the tokens are the fallback model's) and logprobs. Both only grow at their ends, so that little is written each time.
 fn encode_checkpoint(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
     let mut tokens = Vec::with_capacity(4 + checkpoint.tokens.len() * 4);
-    tokens.extend_from_slice(&crc32fast::hash(&checkpoint.logprobs_json).to_le_bytes());
+    let sum = crc32fast::hash(&checkpoint.logprobs_json);
+    tokens.extend_from_slice(&if checkpoint.by_fallback { !sum } else { sum }.to_le_bytes());
     checkpoint.tokens.iter().for_each(|token| tokens.extend_from_slice(&token.to_le_bytes()));
     [tokens, checkpoint.logprobs_json.clone()]
 }
@@ -170,8 +171,10 @@ fn encode_checkpoint(checkpoint: &Checkpoint) -> [Vec<u8>; 2] {
 fn decode_checkpoint(tokens: &[u8], logprobs: Vec<u8>) -> Option<Checkpoint> {
     let (sum, tokens) = tokens.split_first_chunk::<4>()?;
     let (tokens, []) = tokens.as_chunks::<4>() else { return None };
-    (u32::from_le_bytes(*sum) == crc32fast::hash(&logprobs)).then(|| Checkpoint {
+    let (found, expected) = (u32::from_le_bytes(*sum), crc32fast::hash(&logprobs));
+    (found == expected || found == !expected).then(|| Checkpoint {
         tokens: tokens.iter().map(|token| u32::from_le_bytes(*token)).collect(),
         logprobs_json: logprobs,
+        by_fallback: found == !expected,
     })
 }

@@ -133,7 +133,12 @@ pub(crate) struct RowEntry {
     pub(crate) line_crc: u32,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
+    /// Answered by the job's fallback model.
+    pub(crate) by_fallback: bool,
 }
+
+/// Beside the status: the row was answered by the fallback model.
+const BY_FALLBACK: u32 = 1 << 16;
 
 impl RowEntry {
     pub(crate) fn is_success(&self) -> bool {
@@ -171,7 +176,8 @@ impl RowRecord {
         put_varint(&mut bytes, self.rows.len() as u64);
         for row in &self.rows {
             put_varint(&mut bytes, u64::from(row.row));
-            put_varint(&mut bytes, u64::from(row.status_code));
+            let flag = if row.by_fallback { BY_FALLBACK } else { 0 };
+            put_varint(&mut bytes, u64::from(u32::from(row.status_code) | flag));
             put_varint(&mut bytes, u64::from(row.line_bytes));
             bytes.extend_from_slice(&row.line_crc.to_le_bytes());
             put_varint(&mut bytes, u64::from(row.prompt_tokens));
@@ -190,9 +196,12 @@ impl RowRecord {
         }
         let mut rows = Vec::with_capacity(RECORD_ROWS_MAX.min(count as usize));
         for _ in 0..count {
+            let row = take_narrow(input)?;
+            let status: u32 = take_narrow(input)?;
             rows.push(RowEntry {
-                row: take_narrow(input)?,
-                status_code: take_narrow(input)?,
+                row,
+                status_code: u16::try_from(status & !BY_FALLBACK).map_err(|_| BadValue)?,
+                by_fallback: status & BY_FALLBACK != 0,
                 line_bytes: take_narrow(input)?,
                 line_crc: u32::from_le_bytes(take(input)?),
                 prompt_tokens: take_narrow(input)?,
@@ -240,16 +249,20 @@ mod tests {
     use super::*;
 
     fn entry() -> impl Strategy<Value = RowEntry> {
-        (any::<u32>(), any::<u16>(), any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
-            |(row, status_code, line_bytes, line_crc, prompt_tokens, completion_tokens)| RowEntry {
-                row,
-                status_code,
-                line_bytes,
-                line_crc,
-                prompt_tokens,
-                completion_tokens,
-            },
-        )
+        (any::<u32>(), any::<u16>(), any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>(), any::<bool>())
+            .prop_map(
+                |(row, status_code, line_bytes, line_crc, prompt_tokens, completion_tokens, by_fallback)| {
+                    RowEntry {
+                        row,
+                        status_code,
+                        line_bytes,
+                        line_crc,
+                        prompt_tokens,
+                        completion_tokens,
+                        by_fallback,
+                    }
+                },
+            )
     }
 
     proptest! {

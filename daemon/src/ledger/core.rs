@@ -93,6 +93,8 @@ pub struct JobCommitted {
     pub rows_succeeded: u64,
     /// Rows of the job that ended with an error, all in all.
     pub rows_failed: u64,
+    /// Rows of the job answered by its fallback model, all in all.
+    pub rows_by_fallback: u64,
 }
 
 /// Which events.
@@ -292,6 +294,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 duplicates: *duplicates,
                 rows_succeeded: state.totals.rows_succeeded,
                 rows_failed: state.totals.rows_failed,
+                rows_by_fallback: state.totals.rows_by_fallback,
             })
         });
         Ok(Committed { jobs: jobs.collect() })

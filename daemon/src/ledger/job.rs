@@ -24,6 +24,7 @@ pub(crate) struct Output {
 pub(crate) struct Totals {
     pub(crate) rows_succeeded: u64,
     pub(crate) rows_failed: u64,
+    pub(crate) rows_by_fallback: u64,
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
 }
@@ -136,6 +137,7 @@ impl Job {
             self.totals.rows_failed += 1;
             self.errors.bytes += bytes;
         }
+        self.totals.rows_by_fallback += u64::from(entry.by_fallback);
         self.totals.prompt_tokens += u64::from(entry.prompt_tokens);
         self.totals.completion_tokens += u64::from(entry.completion_tokens);
     }

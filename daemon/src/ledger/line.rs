@@ -69,12 +69,14 @@ fn check_body(body: &[u8]) -> Option<&str> {
 }
 
 /// A line read back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Line {
     pub(crate) row: RowIx,
     pub(crate) status_code: u16,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
+    /// Which model signed it; empty where none did.
+    pub(crate) model: String,
 }
 
 /// Reads a line (without its line break) of the given job. `None`: it is not a line we wrote.
@@ -85,10 +87,16 @@ pub(crate) fn parse(line: &[u8], job: JobId) -> Option<Line> {
     if of_job.parse() != Ok(job.0) || !parsed.response.body.get().starts_with('{') {
         return None;
     }
-    let usage = serde_json::from_str::<Body>(parsed.response.body.get()).unwrap_or_default().usage;
+    let Body { usage, model } = serde_json::from_str(parsed.response.body.get()).unwrap_or_default();
     let Usage { prompt_tokens, completion_tokens } = usage.unwrap_or_default();
     let status_code = parsed.response.status_code;
-    Some(Line { row: RowIx(row.parse().ok()?), status_code, prompt_tokens, completion_tokens })
+    let row = RowIx(row.parse().ok()?);
+    Some(Line { row, status_code, prompt_tokens, completion_tokens, model })
+}
+
+/// Which model signed an answer; empty where none did.
+pub(crate) fn signature(body: &[u8]) -> String {
+    serde_json::from_slice::<Body>(body).unwrap_or_default().model
 }
 
 /// The JSON string `custom_id` of an input row, as it is written there.
@@ -123,6 +131,7 @@ struct Response<'a> {
 #[serde(default)]
 struct Body {
     usage: Option<Usage>,
+    model: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -171,7 +180,13 @@ mod tests {
             )
         );
         assert_eq!(status, 200);
-        let expected = Line { row: RowIx(17), status_code: 200, prompt_tokens: 3, completion_tokens: 4 };
+        let expected = Line {
+            row: RowIx(17),
+            status_code: 200,
+            prompt_tokens: 3,
+            completion_tokens: 4,
+            model: String::new(),
+        };
         assert_eq!(parse(line.trim_end().as_bytes(), JobId(7)), Some(expected));
         assert_eq!(parse(line.trim_end().as_bytes(), JobId(8)), None, "a line of another job");
     }

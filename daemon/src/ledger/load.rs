@@ -511,6 +511,7 @@ fn replayed(job: &Job) -> ReplayedJob {
         done: job.done.clone(),
         rows_succeeded: job.totals.rows_succeeded,
         rows_failed: job.totals.rows_failed,
+        rows_by_fallback: job.totals.rows_by_fallback,
         prompt_tokens: job.totals.prompt_tokens,
         completion_tokens: job.totals.completion_tokens,
         results_bytes: job.results.bytes,

@@ -44,7 +44,11 @@ impl<D: Disk, K: Kv> Core<D, K> {
                 let error = Error::io("read", self.disk.display(&job.files.input), error);
                 lines.failure.get_or_insert(error);
             }
-            lines.push(row, &input_line);
+            let spec = &job.state.record.spec;
+            let by_fallback = row.status_code == 200
+                && spec.fallback_model.is_some()
+                && spec.is_by_fallback(&line::signature(&row.body));
+            lines.push(row, &input_line, by_fallback);
         }
         Ok(jobs)
     }
@@ -143,7 +147,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
 }
 
 impl Lines {
-    fn push(&mut self, row: &FinishedRow, input_line: &[u8]) {
+    fn push(&mut self, row: &FinishedRow, input_line: &[u8], by_fallback: bool) {
         let custom_id = line::custom_id(input_line).unwrap_or_else(|| {
             tracing::warn!(job = %row.job, row = %row.row, "the input row has no custom_id any more");
             "null"
@@ -160,6 +164,7 @@ impl Lines {
             line_crc: crc32fast::hash(written),
             prompt_tokens: row.prompt_tokens,
             completion_tokens: row.completion_tokens,
+            by_fallback: by_fallback && outcome.status_code == 200,
         });
     }
 }

@@ -109,6 +109,7 @@ fn judge(job: &Job, of_results: bool, line: LineAt<'_>, expected: &Expected) -> 
         line_crc: crc32fast::hash(line.bytes),
         prompt_tokens: parsed.prompt_tokens,
         completion_tokens: parsed.completion_tokens,
+        by_fallback: parsed.status_code == 200 && job.state.record.spec.is_by_fallback(&parsed.model),
     };
     let is_as_expected =
         expected.get(&parsed.row).is_none_or(|known| *known == (entry.line_bytes, entry.line_crc));

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    fallback::FallbackPolicy,
     ids::{Epoch, JobId, NodeId, RowIx},
     plan::Mode,
     row::Checkpoint,
     rowset::RowSet,
+    rung::Rung,
     window::Window,
 };
 
@@ -30,7 +32,8 @@ pub struct JobSpec {
     pub prefill_step_tokens: u32,
     /// Made by the client: the same submission tried again is the same job.
     pub submission_id: String,
-    /// The only mode to run it in; without it, whatever the rules say.
+    /// The mode to run it in; without it, whatever the rules say. `independent` is kept to; pipeline and tensor are the first
+    /// choice, and where they cannot be had the job goes down the ladder.
     pub mode: Option<Mode>,
     /// Tokens a row takes, prompt and answer together, for what is planned; 0 takes the planner's default.
     pub context_tokens: u64,
@@ -38,6 +41,26 @@ pub struct JobSpec {
     pub window: Option<Window>,
     /// By when it should be done. It steers nothing: what is forecast is held against it.
     pub deadline_unix_ms: Option<u64>,
+    /// A smaller model, for when its own cannot run.
+    pub fallback_model: Option<String>,
+    /// When that one is used.
+    pub fallback_policy: FallbackPolicy,
+}
+
+impl JobSpec {
+    /// Whether an answer signed with this name is its fallback model's. Workers sign with the last part of a directory, or with
+    /// a name on the hub.
+    #[must_use]
+    pub fn is_by_fallback(&self, signed: &str) -> bool {
+        let fallback = self.fallback_model.as_deref().filter(|_| !signed.is_empty());
+        fallback.is_some_and(|fallback| signed == fallback || signed == last_part(fallback))
+    }
+}
+
+/// Of a directory or a name on the hub.
+#[must_use]
+pub fn last_part(model: &str) -> &str {
+    model.trim_end_matches('/').rsplit('/').next().unwrap_or(model)
 }
 
 /// Where a job stands. What it is doing at this moment (loading, waiting for a node) is not recorded: it follows from
@@ -80,6 +103,9 @@ pub struct Launch {
     /// Ranks of the gang; 1 for an independent worker.
     #[serde(default = "one")]
     pub world_size: u32,
+    /// How it runs; `None` for those started before it was noted.
+    #[serde(default)]
+    pub rung: Option<Rung>,
 }
 
 fn one() -> u32 {
@@ -212,6 +238,8 @@ pub struct ReplayedJob {
     pub rows_succeeded: u64,
     /// Rows that ended with an error.
     pub rows_failed: u64,
+    /// Rows answered by the fallback model.
+    pub rows_by_fallback: u64,
     /// Tokens of their prompts.
     pub prompt_tokens: u64,
     /// Tokens generated for them.
@@ -238,6 +266,20 @@ mod tests {
         let json = serde_json::to_string(&spec).unwrap();
         assert!(json.contains(r#""window":"22:00-07:00""#), "{json}");
         assert_eq!(serde_json::from_str::<JobSpec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn answers_of_the_fallback_model_are_told_by_their_signature() {
+        let spec = JobSpec {
+            model: "/models/large".to_owned(),
+            fallback_model: Some("/models/small/".to_owned()),
+            ..JobSpec::default()
+        };
+        assert!(spec.is_by_fallback("small") && spec.is_by_fallback("/models/small/"));
+        assert!(!spec.is_by_fallback("large") && !spec.is_by_fallback(""));
+        let hub = JobSpec { fallback_model: Some("org/small".to_owned()), ..spec };
+        assert!(hub.is_by_fallback("org/small"));
+        assert!(!JobSpec { fallback_model: None, ..hub }.is_by_fallback("org/small"));
     }
 
     #[test]

@@ -31,7 +31,8 @@ impl Backend {
 }
 
 /// What a link runs over. The order is that of preference.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinkKind {
     /// A Thunderbolt cable.
     Thunderbolt,

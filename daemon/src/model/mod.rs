@@ -3,6 +3,7 @@
 
 mod deadline;
 mod event;
+mod fallback;
 mod forecast;
 mod ids;
 mod incident;
@@ -12,21 +13,25 @@ mod link;
 mod plan;
 mod row;
 mod rowset;
+mod rung;
 mod window;
 mod words;
 
 pub use deadline::{DeadlineError, deadline};
 pub use event::{EventDraft, EventRecord, Severity};
+pub use fallback::{FallbackPolicy, ParseFallbackError};
 pub use forecast::{Forecast, Obstacle, Outlook, Pacing, forecast};
 pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
 pub use incident::{Fault, Incident};
 pub use job::{
     JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes, RowLengths,
+    last_part,
 };
 pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, Pace, Way};
 pub use link::{Backend, Link, LinkEnd, LinkKind};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;
+pub use rung::Rung;
 pub use window::{Night, ParseWindowError, TimeOfDay, Window};
 pub use words::said_once;

@@ -12,6 +12,9 @@ pub struct Checkpoint {
     pub tokens: Vec<u32>,
     /// For rows that asked for logprobs: a JSON array with one entry a token; empty otherwise.
     pub logprobs_json: Vec<u8>,
+    /// They are tokens of the job's fallback model, and of no use to its own.
+    #[serde(default)]
+    pub by_fallback: bool,
 }
 
 /// A row's outcome, about to be made durable.

@@ -129,8 +129,12 @@ pub struct JobView {
     pub batch_rows: u32,
     /// Nodes that must not get it now, and why.
     pub barred: BTreeMap<NodeId, String>,
+    /// Nodes that are kept free for it while it changes from one way of running to another.
+    pub kept: BTreeSet<NodeId>,
     /// Where else it may run.
     pub layout: Arc<Layout>,
+    /// Why it runs as it does, where it changed to that.
+    pub why_here: Option<Reason>,
     /// Of the gangs it has: their mode, how many, and why they are as they are.
     pub gangs: Option<RunningGangs>,
 }
@@ -197,6 +201,10 @@ pub fn assign(view: &View) -> Assignment {
         for node in wanted_by(job, &free) {
             free.remove(&node);
             nodes.insert(node, job.id);
+        }
+        // Where it does not know yet what to start, nobody after it starts anything either.
+        if matches!(job.layout.as_ref(), Layout::Pending(_)) {
+            free.retain(|node, running| running.job.is_some() || !job.kept.contains(*node));
         }
         let ending: BTreeSet<&NodeId> =
             view.nodes.iter().filter(|node| node.ending).map(|node| &node.id).collect();
@@ -313,6 +321,7 @@ fn plan_of(
             format!("tensor-parallel over {count} nodes, each with a part of every layer"),
         )),
     }
+    reasons.extend(job.why_here.clone());
     match &job.gangs {
         Some(running) => reasons.extend(running.reasons.iter().cloned()),
         None => reasons.extend(job.layout.reasons().into_iter().map(|reason| {
@@ -364,6 +373,8 @@ mod tests {
             waiting_rows,
             batch_rows: 4,
             barred: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            why_here: None,
             layout: Arc::default(),
             gangs: None,
         }

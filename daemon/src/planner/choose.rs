@@ -1,7 +1,8 @@
 //! How one model is to run on these nodes: whole on each, or sharded over several.
 //!
 //! Rules, in this order:
-//! 1. What somebody asked for by name (`--mode`) is tried, and nothing else.
+//! 1. What somebody asked for by name comes first. For a plan nothing else is looked at; for a job, where it cannot be had,
+//!    the next one down the ladder: tensor, pipeline, whole on each node.
 //! 2. What fits one node runs whole on every node it fits: the link is a hundred times slower than memory. Where it fits
 //!    only with fewer rows together, it does so as long as no fewer rows are at work in all than in a pipeline: a step
 //!    costs about the same however many rows it is for.
@@ -34,9 +35,9 @@ pub fn choose(question: &Question<'_>) -> Answer {
     let Some(by_rule) = by_rule(question.wish, &options) else { return refusal(question, &field, &options) };
     let chosen = match question.wish {
         Wish::Auto => faster(question, &options, by_rule).unwrap_or(by_rule),
-        Wish::Only(_) => by_rule,
+        Wish::Prefer(_) | Wish::Only(_) => by_rule,
     };
-    let mut reasons = why_this_one(question, &options[chosen], &options[by_rule]);
+    let mut reasons = why_this_one(question, &options, chosen, by_rule);
     let alternatives =
         options.iter().map(|option| alternative(question.wish, option, &options[chosen])).collect();
     let chosen = options.swap_remove(chosen);
@@ -56,20 +57,42 @@ pub fn choose(question: &Question<'_>) -> Answer {
 
 /// Rules 1 to 4.
 fn by_rule(wish: Wish, options: &[Candidature]) -> Option<usize> {
-    let possible = (0..options.len()).filter(|index| options[*index].choice.is_some());
+    let possible = |mode: Mode| {
+        (0..options.len()).find(|index| options[*index].mode == mode && options[*index].choice.is_some())
+    };
+    let best = || {
+        (0..options.len())
+            .filter(|index| options[*index].choice.is_some() && options[*index].by_rule)
+            .max_by_key(|index| (options[*index].rows_at_work(), usize::MAX - index))
+    };
     match wish {
-        Wish::Only(mode) => possible.into_iter().find(|index| options[*index].mode == mode),
-        Wish::Auto => possible
-            .filter(|index| options[*index].by_rule)
-            .max_by_key(|index| (options[*index].rows_at_work(), usize::MAX - index)),
+        Wish::Only(mode) => possible(mode),
+        Wish::Prefer(Mode::Tensor) => {
+            possible(Mode::Tensor).or_else(|| possible(Mode::Pipeline)).or_else(best)
+        }
+        Wish::Prefer(mode) => possible(mode).or_else(best),
+        Wish::Auto => best(),
     }
 }
 
-fn why_this_one(question: &Question<'_>, chosen: &Candidature, by_rule: &Candidature) -> Vec<Reason> {
+fn why_this_one(
+    question: &Question<'_>,
+    options: &[Candidature],
+    chosen: usize,
+    by_rule: usize,
+) -> Vec<Reason> {
+    let (chosen, by_rule) = (&options[chosen], &options[by_rule]);
     let mut reasons = Vec::new();
     let word = chosen.mode.word();
-    if question.wish != Wish::Auto {
-        reasons.push(Reason::new("asked-for", format!("{word} was asked for")));
+    if let Some(asked) = question.wish.asked_for() {
+        let text = format!("{} was asked for", asked.word());
+        match options.iter().find(|option| option.mode == asked && asked != chosen.mode) {
+            None => reasons.push(Reason::new("asked-for", text)),
+            Some(option) => reasons.push(Reason::new(
+                "down-the-ladder",
+                format!("{text}, and is not to be had: {}; {word} instead", option.why),
+            )),
+        }
     }
     if chosen.mode != by_rule.mode
         && let Some(speed) = measured(question, chosen)
@@ -105,7 +128,7 @@ fn why_this_one(question: &Question<'_>, chosen: &Candidature, by_rule: &Candida
 
 fn alternative(wish: Wish, option: &Candidature, chosen: &Candidature) -> Alternative {
     let is_chosen = option.mode == chosen.mode;
-    let not_asked_for = wish != Wish::Auto && wish != Wish::Only(option.mode);
+    let not_asked_for = wish.asked_for().is_some_and(|asked| asked != option.mode) && !is_chosen;
     let why = &option.why;
     let why = if not_asked_for {
         format!("not asked for; {why}")
@@ -357,7 +380,7 @@ fn refusal(question: &Question<'_>, field: &Field<'_>, options: &[Candidature]) 
         .iter()
         .map(|option| Alternative { mode: option.mode, chosen: false, why: option.why.clone() })
         .collect();
-    let asked = |mode: Mode| question.wish == Wish::Auto || question.wish == Wish::Only(mode);
+    let asked = |mode: Mode| !matches!(question.wish, Wish::Only(only) if only != mode);
     for option in options.iter().filter(|option| asked(option.mode) && option.choice.is_none()) {
         reasons.push(Reason::new("refused", format!("{}: {}", option.mode.word(), option.why)));
     }

@@ -13,8 +13,21 @@ pub enum Wish {
     /// Whatever the rules say.
     #[default]
     Auto,
+    /// One mode, and those below it on the ladder where it cannot be had.
+    Prefer(Mode),
     /// One mode and no other.
     Only(Mode),
+}
+
+impl Wish {
+    /// The mode that was asked for.
+    #[must_use]
+    pub fn asked_for(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Prefer(mode) | Self::Only(mode) => Some(mode),
+        }
+    }
 }
 
 /// A node that could take part.

@@ -12,7 +12,7 @@ use super::{
     state::{Job, Lease, StopReason},
 };
 use crate::{
-    model::{Epoch, JobId, JobState, NodeId, Severity},
+    model::{Epoch, JobId, JobState, Mode, NodeId, Severity},
     planner::{self, Assignment, GangPlan, JobView, Limits, NodeView, RunningGangs, View},
 };
 
@@ -74,6 +74,8 @@ impl Machine {
                 waiting_rows: job.rows_waiting(),
                 batch_rows,
                 barred: barred(job, now),
+                kept: job.ladder.kept(),
+                why_here: job.why_here().cloned(),
                 layout,
                 gangs: running_gangs(job),
             })
@@ -109,7 +111,8 @@ impl Machine {
                     if self.storage_problem.is_none() && !is_rank {
                         let of_job = view.jobs.iter().find(|job| job.id == wanted);
                         let limits = of_job.map_or(Limits::NONE, |job| job.layout.limits());
-                        self.launch(now, &node.id, wanted, limits);
+                        let reasons = assignment.plans.get(&wanted).map(|plan| plan.reasons.as_slice());
+                        self.launch(now, &node.id, wanted, limits, reasons.unwrap_or_default());
                     }
                 }
                 (None, None) => {}
@@ -246,7 +249,7 @@ fn running_gangs(job: &Job) -> Option<RunningGangs> {
         ranks_0.filter(|worker| worker.stopping.is_none()).map(|worker| worker.epoch).collect();
     let newest = alive.last()?;
     Some(RunningGangs {
-        mode: job.gangs.get(newest).map_or_else(|| job.gang_mode(), |gang| gang.mode),
+        mode: job.rung_of(*newest).map_or(Mode::Pipeline, |rung| rung.mode),
         count: u32::try_from(alive.len()).unwrap_or(u32::MAX),
         reasons: job.gangs.get(newest).map(|gang| gang.reasons.clone()).unwrap_or_default(),
     })

@@ -176,6 +176,8 @@ pub struct JobTotals {
     pub rows_succeeded: u64,
     /// Rows in `errors.jsonl`.
     pub rows_failed: u64,
+    /// Rows answered by the fallback model.
+    pub rows_by_fallback: u64,
 }
 
 /// New tokens of unfinished rows.

@@ -239,7 +239,8 @@ impl Machine {
             Answer::Quarantine { for_ms } => self.quarantine(now, node, for_ms, exit.cause()),
             Answer::BarNode => {
                 let Some(job) = self.jobs.get_mut(&job_id) else { return };
-                job.unfit.insert(node.clone(), exit.cause().to_owned());
+                let unfit = if job.takes_fallback { &mut job.fallback_unfit } else { &mut job.unfit };
+                unfit.insert(node.clone(), exit.cause().to_owned());
                 self.fail_if_nobody_can(now, job_id);
             }
             Answer::PauseJob => {
@@ -267,14 +268,13 @@ impl Machine {
         }
     }
 
-    /// Fails a job that every node there is has refused for good. A node that is away for a moment may yet be able; one
-    /// that has not been seen since the controller started, and has had its time, is not waited for.
+    /// Fails a job that every node there is has refused for good. A node that is away may yet be able, and the job waits
+    /// for it; one that has not been seen since the controller started, and has had its time, is not waited for.
     pub(super) fn fail_if_nobody_can(&mut self, now: Now, job_id: JobId) {
         let settling = now.mono_ms < self.policy.adopt_grace_ms;
         let Some(job) = self.jobs.get(&job_id).filter(|job| !job.unfit.is_empty()) else { return };
         let able = self.nodes.values().any(|node| {
-            let is_about = node.session.is_some()
-                || (!node.silence_answered && (node.last_heard_mono_ms.is_some() || settling));
+            let is_about = node.session.is_some() || node.last_heard_mono_ms.is_some() || settling;
             is_about && !job.unfit.contains_key(&node.id)
         });
         if able {

@@ -5,7 +5,7 @@
 //! used again (FIELD-NOTES 2).
 
 use core::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     effect::{Command, GangLaunch, RankLaunch, StopMode},
@@ -14,15 +14,13 @@ use super::{
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Backend, Epoch, JobId, Launch, Link, Mode, NodeId, Reason, RowIx, Severity},
+    model::{Backend, Epoch, JobId, Launch, Link, Mode, NodeId, Reason, RowIx, Rung, Severity},
     planner::{GangPlan, Limits},
 };
 
 /// Of the gangs of a job that are alive: how they were planned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct GangRecord {
-    pub(super) mode: Mode,
-    pub(super) backend: Backend,
     pub(super) reasons: Vec<Reason>,
     /// The links it uses.
     pub(super) links: Vec<Link>,
@@ -39,10 +37,10 @@ pub(super) struct GangRecord {
 }
 
 impl GangRecord {
-    fn new(plan: &GangPlan, reasons: Vec<Reason>, links: &[Link]) -> Self {
-        let GangPlan { mode, backend, .. } = *plan;
-        let count = plan.ranks.len();
-        let rank_of = |node: &NodeId| plan.ranks.iter().position(|rank| rank.node == *node);
+    /// `ranks` are its nodes in order.
+    fn new(backend: Backend, ranks: &[&NodeId], reasons: Vec<Reason>, links: &[Link]) -> Self {
+        let count = ranks.len();
+        let rank_of = |node: &NodeId| ranks.iter().position(|rank| *rank == node);
         let is_used = |link: &&Link| {
             let ends = rank_of(&link.a.node).zip(rank_of(&link.b.node));
             ends.is_some_and(|(a, b)| {
@@ -51,26 +49,11 @@ impl GangRecord {
             })
         };
         let links = links.iter().filter(is_used).cloned().collect();
-        Self {
-            mode,
-            backend,
-            reasons,
-            links,
-            incident: None,
-            costs: (0, 0),
-            aftermath: None,
-            accusing: None,
-            in_work: None,
-        }
+        Self { reasons, links, incident: None, costs: (0, 0), aftermath: None, accusing: None, in_work: None }
     }
 }
 
 impl Job {
-    /// The mode of the gangs it has; pipeline where nothing is remembered (a restarted controller).
-    pub(super) fn gang_mode(&self) -> Mode {
-        self.gangs.values().next_back().map_or(Mode::Pipeline, |gang| gang.mode)
-    }
-
     /// Whether every rank of a launch is ready and none of them is to end. An independent worker is a gang of one.
     pub(super) fn is_complete(&self, epoch: Epoch) -> bool {
         let mut ready = 0;
@@ -113,13 +96,21 @@ impl Machine {
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
-        job.gangs.insert(epoch, GangRecord::new(plan, reasons, &self.links));
+        let ranks: Vec<&NodeId> = plan.ranks.iter().map(|rank| &rank.node).collect();
+        let rung = Rung {
+            fallback: false,
+            mode: plan.mode,
+            backend: Some(plan.backend),
+            link_kind: Some(plan.link_kind),
+        };
+        job.ladder.note_start(rung, &reasons);
+        job.gangs.insert(epoch, GangRecord::new(plan.backend, &ranks, reasons, &self.links));
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
         for (rank, planned) in (0..).zip(&plan.ranks) {
             let node = &planned.node;
             job.record.launches.retain(|launch| launch.node != *node);
-            let place = Launch { node: node.clone(), epoch, rank, world_size };
+            let place = Launch { node: node.clone(), epoch, rank, world_size, rung: Some(rung) };
             job.record.launches.push(place.clone());
             let command_id = first_command + u64::from(rank);
             let worker = Worker::starting(now, node, place, settings, command_id);
@@ -223,6 +214,24 @@ impl Machine {
         }
         for node in left.iter().filter(|node| Some(*node) != told) {
             self.stop(now, node, job_id, StopMode::Kill, StopReason::NotNeeded, why);
+        }
+    }
+
+    /// What a restarted controller can know of the gangs that came back whole.
+    pub(super) fn recall_gangs(&mut self, job_id: JobId) {
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let mut gangs: BTreeMap<Epoch, Vec<&Worker>> = BTreeMap::new();
+        for worker in job.workers.values().filter(|worker| worker.world_size > 1) {
+            gangs.entry(worker.epoch).or_default().push(worker);
+        }
+        for (epoch, mut ranks) in gangs {
+            ranks.sort_by_key(|worker| worker.rank);
+            let backend = ranks[0].rung.and_then(|rung| rung.backend);
+            let (Some(backend), false) = (backend, job.gangs.contains_key(&epoch)) else { continue };
+            let nodes: Vec<&NodeId> = ranks.iter().map(|worker| &worker.node).collect();
+            let text = "a controller before this one started it, and it came back whole";
+            let reasons = vec![Reason::new("adopted", text)];
+            job.gangs.insert(epoch, GangRecord::new(backend, &nodes, reasons, &self.links));
         }
     }
 

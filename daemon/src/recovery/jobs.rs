@@ -4,6 +4,7 @@ use super::{
     effect::{Effect, StopMode},
     event::{Now, RefusedRequest},
     incidents::Opening,
+    ladder::Ladder,
     machine::Machine,
     state::{Adopting, Job, Node, StopReason},
 };
@@ -29,6 +30,7 @@ impl Machine {
             job.crashes.forget_done(&job.done);
             job.rows_succeeded = replayed.rows_succeeded;
             job.rows_failed = replayed.rows_failed;
+            job.rows_by_fallback = replayed.rows_by_fallback;
             job.prompt_tokens = replayed.prompt_tokens;
             job.completion_tokens = replayed.completion_tokens;
             job.results_bytes = replayed.results_bytes;
@@ -81,6 +83,8 @@ impl Machine {
         self.end_adoption(now);
         self.end_quarantines(now);
         self.settle_links(now);
+        self.climb(now);
+        self.park_or_unpark(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);
         }
@@ -131,12 +135,11 @@ impl Machine {
             }
             let missing = adopting.waiting.clone();
             job.adopting = None;
-            if missing.is_empty() {
-                self.end_incomplete_gangs(now, id);
-                continue;
+            if !missing.is_empty() {
+                job.record.launches.retain(|launch| !missing.contains(&launch.node));
+                self.record_job(id);
             }
-            job.record.launches.retain(|launch| !missing.contains(&launch.node));
-            self.record_job(id);
+            self.recall_gangs(id);
             self.end_incomplete_gangs(now, id);
             for node in missing {
                 let message =
@@ -204,6 +207,7 @@ impl Machine {
         job.failures_of_job = 0;
         job.backoff.clear();
         job.unfit.clear();
+        job.fallback_unfit.clear();
         job.out_of_memory.clear();
         job.rate.reset();
         self.record_job(id);
@@ -278,6 +282,8 @@ impl Machine {
         job.gangs.clear();
         job.adopting = None;
         job.closed = None;
+        job.ladder = Ladder::default();
+        job.parked = None;
         self.open_jobs.remove(&id);
         self.record_job(id);
         self.incidents.close(now, "the job is over", |incident| incident.job == Some(id));

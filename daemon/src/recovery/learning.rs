@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     model::{
-        Epoch, JobId, JobState, KnownAnswer, Lap, LearnedModel, Measurement, Mode, NodeId, Pace, Severity,
-        Way, WorkerKey,
+        Epoch, JobId, JobState, KnownAnswer, Lap, LearnedModel, Measurement, Mode, NodeId, Pace, Rung,
+        Severity, Way, WorkerKey,
     },
     planner::GangPlan,
 };
@@ -54,8 +54,8 @@ impl Job {
         if worker.world_size == 1 {
             return Some(Way { mode: Mode::Independent, backend: None, ranks: 1 });
         }
-        let gang = self.gangs.get(&worker.epoch)?;
-        Some(Way { mode: gang.mode, backend: Some(gang.backend), ranks: worker.world_size })
+        let Rung { mode, backend, .. } = worker.rung?;
+        Some(Way { mode, backend, ranks: worker.world_size })
     }
 
     /// How its launches run, when all of them run the same way.
@@ -94,7 +94,7 @@ impl Machine {
         let Some(job) = self.jobs.get(&key.job) else { return };
         let is_whole = job.workers.get(node).is_some_and(|worker| worker.world_size == 1);
         let platform = self.nodes.get(node).map(|node| node.facts.platform.clone()).unwrap_or_default();
-        let Some(fingerprint) = self.models.fingerprint(&job.record.spec.model, node) else { return };
+        let Some(fingerprint) = self.models.fingerprint(job.model_at(node), node) else { return };
         if !is_whole || tokens.is_empty() || platform.is_empty() {
             return;
         }
@@ -150,7 +150,7 @@ impl Machine {
             let before: u64 = stretch.tokens.values().sum();
             let generated = tokens.values().sum::<u64>().saturating_sub(before);
             let tokens_per_s = generated * 1_000 / elapsed_ms / tokens.len() as u64;
-            let fingerprint = job.layout.fingerprint().map(ToOwned::to_owned);
+            let fingerprint = self.models.fingerprint_of(job).map(ToOwned::to_owned);
             if let (Some(way), Some(fingerprint), 1..) = (job.way(), fingerprint, tokens_per_s) {
                 let Way { mode, backend, ranks } = way;
                 found.push((fingerprint, Measurement { mode, backend, ranks, tokens_per_s }));
@@ -165,14 +165,14 @@ impl Machine {
     pub(super) fn note_lap(&mut self, now: Now, node: &NodeId, job_id: JobId, lap: Lap) {
         let Some(job) = self.jobs.get(&job_id) else { return };
         let Some(way) = job.workers.get(node).and_then(|worker| job.way_of(worker)) else { return };
-        let Some(fingerprint) = self.models.fingerprint(&job.record.spec.model, node) else { return };
+        let Some(fingerprint) = self.models.fingerprint(job.model_at(node), node) else { return };
         let fingerprint = fingerprint.to_owned();
         self.learn(now, &fingerprint, |model| model.pass(way, lap));
     }
 
     /// How long the steps of a worker take, as far as it is known.
     pub(super) fn pace_of(&self, job: &Job, worker: &Worker) -> Option<&Pace> {
-        let fingerprint = self.models.fingerprint(&job.record.spec.model, &worker.node)?;
+        let fingerprint = self.models.fingerprint(job.model_at(&worker.node), &worker.node)?;
         self.learned(fingerprint)?.pace(job.way_of(worker)?)
     }
 

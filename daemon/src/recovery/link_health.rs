@@ -4,7 +4,7 @@
 //! carry for a while first, and for longer each time ([`damping`](super::damping)). A gang over a link that is down is ended
 //! at once: its ranks would wait for one another for minutes, and nothing would tell (FIELD-NOTES 2).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     damping::Penalty, effect::StopMode, event::Now, incidents::Opening, machine::Machine, state::StopReason,
@@ -119,6 +119,23 @@ impl Machine {
         );
         let since = health.up_since_mono_ms.unwrap_or(now.mono_ms);
         (since + settle_ms).saturating_sub(now.mono_ms)
+    }
+
+    /// Whether a link between two of these is not relied on now.
+    pub(super) fn has_unsettled_link(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.link_health.unsettled.iter().any(|(a, b)| nodes.contains(a) && nodes.contains(b))
+    }
+
+    /// Of the links between these that are to hold yet: the one that is done first, and when.
+    pub(super) fn next_link_to_settle(
+        &self,
+        now: Now,
+        nodes: &BTreeSet<NodeId>,
+    ) -> Option<(NodeId, NodeId, u64)> {
+        let unsettled = self.link_health.unsettled.iter();
+        let ours = unsettled.filter(|(a, b)| nodes.contains(a) && nodes.contains(b));
+        ours.map(|pair| (pair.0.clone(), pair.1.clone(), self.settles_in_ms(now, pair)))
+            .min_by_key(|(.., ms)| *ms)
     }
 
     /// The links that a plan may use now.

@@ -32,11 +32,13 @@ mod gangs;
 mod incidents;
 mod isolation;
 mod jobs;
+mod ladder;
 mod learning;
 mod link_health;
 mod machine;
 mod meetings;
 mod models;
+mod parking;
 mod quarantine;
 mod rates;
 mod results;
@@ -55,5 +57,6 @@ pub use event::{
     WorkerSettings,
 };
 pub use machine::Machine;
+pub use parking::Parked;
 pub use rules::Policy;
 pub use state::{Job, Lease, Node, Worker};

@@ -14,11 +14,11 @@ use super::{
     event::{ModelFound, Now, SessionId},
     machine::Machine,
     rules,
-    state::{Job, Node},
+    state::{Job, Node, Worker},
 };
 use crate::{
     fit::{ModelFacts, Workload},
-    model::{JobId, JobState, Link, Measurement, Mode, NodeId, Reason},
+    model::{JobId, JobState, Link, Measurement, Mode, NodeId, Reason, Rung},
     planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
 };
 
@@ -43,6 +43,17 @@ enum Said {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Models {
     said: BTreeMap<String, BTreeMap<NodeId, (SessionId, Said)>>,
+}
+
+/// For what a layout is sought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sought {
+    /// The job's own model, on the nodes it does not run on.
+    Own,
+    /// The same of its fallback model.
+    Fallback,
+    /// Its own model, as if nothing of the job ran.
+    Ideal,
 }
 
 /// What a layout was made from: while it stays the same, so does the layout.
@@ -73,14 +84,25 @@ impl Models {
             (_, Said::Nothing | Said::Cannot) => None,
         }
     }
+
+    /// Of the files that a job's workers run.
+    pub(super) fn fingerprint_of(&self, job: &Job) -> Option<&str> {
+        let lead = job.workers.values().find(|worker| worker.rank == 0 && worker.stopping.is_none())?;
+        self.fingerprint(job.model_at(&lead.node), &lead.node)
+    }
+}
+
+impl Job {
+    fn known_mut(&mut self, sought: Sought) -> &mut KnownLayout {
+        match sought {
+            Sought::Own => &mut self.layout,
+            Sought::Fallback => &mut self.ladder.fallback,
+            Sought::Ideal => &mut self.ladder.ideal,
+        }
+    }
 }
 
 impl KnownLayout {
-    /// Of the files it was made for.
-    pub(super) fn fingerprint(&self) -> Option<&str> {
-        self.basis.as_ref().map(|basis| basis.fingerprint.as_str())
-    }
-
     /// Whether the job could have a worker, or a rank, on this node.
     pub(super) fn admits(&self, node: &NodeId) -> bool {
         match self.layout.as_ref() {
@@ -119,7 +141,10 @@ impl Machine {
             .iter()
             .filter_map(|id| self.jobs.get(id))
             .filter(|job| job.record.state == JobState::Active)
-            .map(|job| job.record.spec.model.clone())
+            .flat_map(|job| {
+                let spec = &job.record.spec;
+                [Some(&spec.model), spec.fallback_model.as_ref()].into_iter().flatten().cloned()
+            })
             .collect();
         self.models.said.retain(|model, _| wanted.contains(model));
         let mut questions = Vec::new();
@@ -160,24 +185,111 @@ impl Machine {
         }
     }
 
-    /// How a job may be spread over the nodes it does not run on.
+    /// How a job may be spread over the nodes it does not run on, and with which model.
     pub(super) fn layout(&mut self, now: Now, id: JobId) -> Arc<Layout> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
+        if job.ladder.climb.is_some() && !job.workers.is_empty() {
+            let why = "its workers are ending, for a better way to run it";
+            return Arc::new(Layout::Pending(Reason::new("climbing", why)));
+        }
+        job.takes_fallback = job.rung().is_some_and(|rung| rung.fallback);
+        if job.takes_fallback {
+            return self.found(now, id, Sought::Fallback);
+        }
+        let own = self.found(now, id, Sought::Own);
+        let Some(job) = self.jobs.get_mut(&id) else { return own };
+        let refused = match own.as_ref() {
+            Layout::Refused(reasons) if job.workers.is_empty() => Some(reasons),
+            _ => None,
+        };
+        let stranded_ms = job.ladder.note_stranded(now, refused.is_some());
+        let Some((reasons, stranded_ms)) = refused.zip(stranded_ms) else { return own };
+        let why = reasons.first().map_or("", |reason| reason.text.as_str());
+        let (is_time, reason) = self.fallback_reason(id, stranded_ms, why);
+        let Some(reason) = reason else { return own };
+        if !is_time {
+            let with_notice = reasons.iter().cloned().chain([reason]).collect();
+            return Arc::new(Layout::Refused(with_notice));
+        }
+        let fallback = self.found(now, id, Sought::Fallback);
+        match fallback.as_ref() {
+            Layout::Independent { nodes, limits, reasons } => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.takes_fallback = true;
+                }
+                let reasons = [reason].into_iter().chain(reasons.iter().cloned()).collect();
+                Arc::new(Layout::Independent { nodes: nodes.clone(), limits: *limits, reasons })
+            }
+            Layout::Pending(_) => fallback,
+            Layout::Refused(of_fallback) => {
+                let told = of_fallback.iter().map(|reason| Reason {
+                    text: format!("the fallback model cannot run either: {}", reason.text),
+                    ..reason.clone()
+                });
+                Arc::new(Layout::Refused(reasons.iter().cloned().chain(told).collect()))
+            }
+            Layout::Unknown | Layout::Gangs { .. } => own,
+        }
+    }
+
+    /// How a job would run with its own model if nothing of it ran; `None` where that is not known now.
+    pub(super) fn ideal(&mut self, now: Now, id: JobId) -> Option<Arc<Layout>> {
+        let layout = self.found(now, id, Sought::Ideal);
+        (!matches!(*layout, Layout::Pending(_))).then_some(layout)
+    }
+
+    /// Nodes that a plan may count on.
+    fn counted(&self, now: Now, job: &Job, sought: Sought) -> Vec<&Node> {
+        let unfit = if sought == Sought::Fallback { &job.fallback_unfit } else { &job.unfit };
+        let is_ending = |worker: &Worker| worker.stopping.is_some();
+        let may = |node: &&Node| {
+            if unfit.contains_key(&node.id) {
+                return false;
+            }
+            // A short absence or a back-off changes no plan.
+            let is_about = !node.silence_answered && !node.draining && node.facts.runtime_problem.is_none();
+            match sought {
+                // Where a worker is ending there is room in a moment.
+                Sought::Own | Sought::Fallback => is_about && job.workers.get(&node.id).is_none_or(is_ending),
+                // Nothing that works is given up for a node that may not come.
+                Sought::Ideal => {
+                    let is_ours = job.workers.contains_key(&node.id);
+                    let is_barred = job
+                        .backoff
+                        .get(&node.id)
+                        .is_some_and(|backoff| backoff.not_before_mono_ms > now.mono_ms);
+                    let is_free = || !self.jobs.values().any(|job| job.workers.contains_key(&node.id));
+                    node.unusable(now).is_none() && (is_ours || (!is_barred && is_free()))
+                }
+            }
+        };
+        self.nodes.values().filter(may).collect()
+    }
+
+    fn found(&mut self, now: Now, id: JobId, sought: Sought) -> Arc<Layout> {
         let Some(job) = self.jobs.get(&id) else { return Arc::default() };
+        let counted = self.counted(now, job, sought);
+        match self.basis(job, counted, sought) {
+            Ok((basis, facts)) => self.layout_on(now, id, sought, basis, &facts),
+            Err(layout) => Arc::new(layout),
+        }
+    }
+
+    fn basis(
+        &self,
+        job: &Job,
+        counted: Vec<&Node>,
+        sought: Sought,
+    ) -> Result<(Basis, Arc<ModelFacts>), Layout> {
+        let model = job.model_on(Rung::independent(sought == Sought::Fallback));
         let none = BTreeMap::new();
-        let said = self.models.said.get(&job.record.spec.model).unwrap_or(&none);
-        // Nodes that a plan may count on: a short absence or a back-off changes no plan.
-        let counted: Vec<&Node> = self
-            .nodes
-            .values()
-            .filter(|node| !node.silence_answered && !node.draining && node.facts.runtime_problem.is_none())
-            .filter(|node| !job.unfit.contains_key(&node.id) && !job.workers.contains_key(&node.id))
-            .collect();
+        let said = self.models.said.get(model).unwrap_or(&none);
         let silent = counted
             .iter()
             .find(|node| node.session.is_some() && matches!(said.get(&node.id), Some((_, Said::Nothing))));
         if let Some(node) = silent {
             let why = format!("{} has not said yet how large the model is there", node.id);
-            return Arc::new(Layout::Pending(Reason::new("asking", why)));
+            return Err(Layout::Pending(Reason::new("asking", why)));
         }
         let mut kinds: BTreeMap<&str, (usize, &Arc<ModelFacts>)> = BTreeMap::new();
         for (_, said) in said.values() {
@@ -186,7 +298,7 @@ impl Machine {
             }
         }
         let best = kinds.into_iter().max_by_key(|(kind, (count, _))| (*count, std::cmp::Reverse(*kind)));
-        let Some((fingerprint, (_, facts))) = best else { return Arc::default() };
+        let Some((fingerprint, (_, facts))) = best else { return Err(Layout::Unknown) };
         let (fingerprint, facts) = (fingerprint.to_owned(), Arc::clone(facts));
         let on_gpus = counted.iter().all(|node| node.facts.memory.has_metal);
         let max_batch_rows = job.record.spec.settings(&self.policy).max_batch_rows;
@@ -210,14 +322,14 @@ impl Machine {
             }
         }
         let basis = Basis {
-            wish: wish(job),
+            wish: wish(job, sought),
             load: self.load(job, &facts, on_gpus),
             links_version: self.links_version,
             fingerprint,
             candidates,
             unknown,
         };
-        self.layout_on(now, id, basis, &facts)
+        Ok((basis, facts))
     }
 
     fn load(&self, job: &Job, facts: &ModelFacts, on_gpu: bool) -> Workload {
@@ -241,14 +353,26 @@ impl Machine {
         }
     }
 
-    fn layout_on(&mut self, now: Now, id: JobId, basis: Basis, facts: &ModelFacts) -> Arc<Layout> {
+    fn layout_on(
+        &mut self,
+        now: Now,
+        id: JobId,
+        sought: Sought,
+        basis: Basis,
+        facts: &ModelFacts,
+    ) -> Arc<Layout> {
         let settle_ms = self.policy.gang_settle_ms;
+        let wish = basis.wish;
         let measurements = self.measurements(&basis.fingerprint);
         let links = self.settled_links();
         let unsettled = self.unsettled_reasons(now);
-        let Some(job) = self.jobs.get_mut(&id) else { return Arc::default() };
-        let is_same = job.layout.basis.as_ref() == Some(&basis);
-        if !is_same || job.layout.measurements != measurements {
+        let candidates: BTreeSet<NodeId> =
+            basis.candidates.iter().map(|candidate| candidate.node.clone()).collect();
+        let Some(known) = self.jobs.get_mut(&id).map(|job| job.known_mut(sought)) else {
+            return Arc::default();
+        };
+        let is_same = known.basis.as_ref() == Some(&basis);
+        if !is_same || known.measurements != measurements {
             let choose_over = |links: &[Link]| {
                 planner::choose(&Question {
                     facts,
@@ -268,32 +392,47 @@ impl Machine {
                 }
                 _ => choose_over(&links),
             };
-            if !matches!(answer.choice, Choice::Independent(_)) {
+            if wish.asked_for().is_some() || !matches!(answer.choice, Choice::Independent(_)) {
                 answer.reasons.extend(unsettled.clone());
             }
             let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
-            let since_mono_ms = if is_same { job.layout.since_mono_ms } else { now.mono_ms };
-            job.layout = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };
+            let since_mono_ms = if is_same { known.since_mono_ms } else { now.mono_ms };
+            *known = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };
+        }
+        let (layout, since_mono_ms) = (Arc::clone(&known.layout), known.since_mono_ms);
+        if sought == Sought::Ideal {
+            // It must hold for longer than this anyway.
+            return layout;
         }
         // Nodes come one after another: what would be sharded over the first two may fit the third whole.
-        let hasty = matches!(*job.layout.layout, Layout::Gangs { .. })
-            && now.mono_ms < job.layout.since_mono_ms + settle_ms;
-        if hasty {
+        if matches!(*layout, Layout::Gangs { .. }) && now.mono_ms < since_mono_ms + settle_ms {
             let why = "the nodes have only just been seen; a moment is waited for others";
             return Arc::new(Layout::Pending(Reason::new("settling", why)));
         }
-        Arc::clone(&job.layout.layout)
+        let is_lower = match (wish, layout.as_ref()) {
+            (Wish::Prefer(mode), Layout::Gangs { gangs, .. }) => gangs.iter().any(|gang| gang.mode != mode),
+            (Wish::Prefer(_), Layout::Independent { .. }) => true,
+            _ => false,
+        };
+        let waits_for =
+            is_lower.then(|| self.worth_waiting_for(now, id, &candidates, since_mono_ms)).flatten();
+        waits_for.map_or(layout, |reason| Arc::new(Layout::Pending(reason)))
     }
 }
 
 /// What was asked for; and what runs already is not mixed with another mode.
-fn wish(job: &Job) -> Wish {
+fn wish(job: &Job, sought: Sought) -> Wish {
     let running = job.workers.values().find(|worker| worker.stopping.is_none());
-    match (job.record.spec.mode, running) {
-        (Some(mode), _) => Wish::Only(mode),
-        (None, Some(worker)) if worker.world_size == 1 => Wish::Only(Mode::Independent),
-        (None, Some(_)) => Wish::Only(job.gang_mode()),
-        (None, None) => Wish::Auto,
+    match (sought, running, job.record.spec.mode) {
+        (Sought::Fallback, ..) | (_, None, Some(Mode::Independent)) => Wish::Only(Mode::Independent),
+        (Sought::Own, Some(worker), asked) => match worker.rung {
+            Some(rung) => Wish::Only(rung.mode),
+            None if worker.world_size == 1 => Wish::Only(Mode::Independent),
+            None => Wish::Only(asked.unwrap_or(Mode::Pipeline)),
+        },
+        (Sought::Ideal, Some(_), Some(Mode::Independent)) => Wish::Only(Mode::Independent),
+        (_, _, Some(mode)) => Wish::Prefer(mode),
+        (_, _, None) => Wish::Auto,
     }
 }
 

@@ -116,6 +116,7 @@ impl Machine {
                 job.errors_bytes = job.errors_bytes.max(totals.errors_bytes);
                 job.rows_succeeded = job.rows_succeeded.max(totals.rows_succeeded);
                 job.rows_failed = job.rows_failed.max(totals.rows_failed);
+                job.rows_by_fallback = job.rows_by_fallback.max(totals.rows_by_fallback);
             }
         }
     }

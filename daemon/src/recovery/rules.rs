@@ -55,6 +55,9 @@ pub struct Policy {
     pub link_settle_ms: u64,
     /// The longest such time: a link that works again is in use again the same night.
     pub most_settle_ms: u64,
+    /// How long a better way to run a job must have been there before the job changes to it; doubled for each change that is
+    /// not forgotten. A change costs every worker's load.
+    pub climb_settle_ms: u64,
     /// In which half of what is remembered of failures is forgotten.
     pub penalty_half_life_ms: u64,
     /// A node not seen for this long is no longer listed.
@@ -94,6 +97,7 @@ impl Default for Policy {
             quarantine_ms: 3_600_000,
             link_settle_ms: 5_000,
             most_settle_ms: 600_000,
+            climb_settle_ms: 60_000,
             penalty_half_life_ms: 1_800_000,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
@@ -318,6 +322,30 @@ pub fn silence_budget_ms(
     budget_ms.saturating_mul(1 << hangs.min(8)).min(MOST_STEP_BUDGET_MS)
 }
 
+/// How long a model takes to load, where no load of it has been seen.
+pub(super) const UNKNOWN_LOAD_MS: u64 = 120_000;
+
+/// How many times what loading takes must be left to do: a way that is twice as fast saves half of it.
+const LOADS_TO_BE_WORTH_IT: u64 = 2;
+
+/// Whether so many rows are worth loading the model again for a better way to run them; if so, how long they would take as
+/// they run now. `held_ms` is how long the job has run so at least: where not one row was finished meanwhile, a batch of
+/// them takes longer than that.
+#[must_use]
+pub fn worth_loading_again(
+    rows_left: u64,
+    rows_per_s: Option<f64>,
+    held_ms: u64,
+    batch_rows: u32,
+    load_ms: u64,
+) -> Option<u64> {
+    let left_ms = match rows_per_s.filter(|speed| *speed > 0.0) {
+        Some(speed) => (rows_left as f64 / speed * 1e3) as u64,
+        None => held_ms.saturating_mul(rows_left.div_ceil(u64::from(batch_rows.max(1)))),
+    };
+    (left_ms >= load_ms.saturating_mul(LOADS_TO_BE_WORTH_IT)).then_some(left_ms)
+}
+
 /// Whether this end of one rank is why another one lost it. One that was told to end and did is not.
 #[must_use]
 pub fn explains_a_lost_rank(class: ExitClass) -> bool {
@@ -508,6 +536,16 @@ mod tests {
         for (class, narrowed, eased, expected) in counts {
             assert_eq!(counts_against_job(class, narrowed, eased), expected, "{class:?} {narrowed} {eased}");
         }
+    }
+
+    #[test]
+    fn a_model_is_loaded_again_only_for_enough_rows() {
+        assert_eq!(worth_loading_again(100, Some(1.0), 60_000, 8, 50_000), Some(100_000));
+        assert_eq!(worth_loading_again(99, Some(1.0), 60_000, 8, 50_000), None);
+        assert_eq!(worth_loading_again(17, None, 60_000, 8, 90_000), Some(180_000), "three batches");
+        assert_eq!(worth_loading_again(16, None, 60_000, 8, 90_000), None);
+        assert_eq!(worth_loading_again(1, Some(0.0), 60_000, 0, 30_000), Some(60_000));
+        assert_eq!(worth_loading_again(u64::MAX, Some(1e-9), u64::MAX, 1, u64::MAX), Some(u64::MAX));
     }
 
     #[test]

@@ -175,12 +175,16 @@ impl Machine {
         let held =
             job.leases.values().filter(|lease| lease.node == *id && lease.epoch == worker.epoch).count();
         let stopping = (report.phase == WorkerPhase::Stopping).then_some(StopReason::NotNeeded);
-        let mut adopted = Worker::adopted(now, id, report, stopping);
+        let launch =
+            job.record.launches.iter().find(|launch| launch.node == *id && launch.epoch == worker.epoch);
+        let rung = launch.and_then(|launch| launch.rung);
+        let mut adopted = Worker::adopted(now, id, report, stopping, rung);
         adopted.held_rows = u32::try_from(held).unwrap_or(u32::MAX);
         job.workers.insert(id.clone(), adopted);
+        job.ladder.note_adopted();
         if !job.record.launches.iter().any(|launch| launch.node == *id && launch.epoch == worker.epoch) {
             job.record.launches.retain(|launch| launch.node != *id);
-            let launch = Launch { node: id.clone(), epoch: worker.epoch, rank: 0, world_size: 1 };
+            let launch = Launch { node: id.clone(), epoch: worker.epoch, rank: 0, world_size: 1, rung: None };
             job.record.launches.push(launch);
             self.record_job(worker.job);
         }
@@ -228,7 +232,8 @@ impl Machine {
         if let Some(job) = self.jobs.get_mut(&worker.job)
             && !job.workers.contains_key(id)
         {
-            job.workers.insert(id.clone(), Worker::adopted(now, id, report, Some(StopReason::NotNeeded)));
+            let stray = Worker::adopted(now, id, report, Some(StopReason::NotNeeded), None);
+            job.workers.insert(id.clone(), stray);
         }
         let (job, epoch) = (worker.job, worker.epoch);
         let message =

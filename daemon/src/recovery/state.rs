@@ -7,13 +7,16 @@ use super::{
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
     gangs::GangRecord,
     isolation::Crashes,
+    ladder::Ladder,
     learning::Stretch,
     models::KnownLayout,
+    parking::Parked,
     rates::{RowRate, TokenRate},
     windows::Closed,
 };
 use crate::model::{
-    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, RowIx, RowSet, WorkerKey,
+    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, RowIx, RowSet, Rung,
+    WorkerKey,
 };
 
 /// A node, seen or remembered.
@@ -104,6 +107,8 @@ pub struct Worker {
     pub active_rows: u32,
     /// How it is set up.
     pub settings: WorkerSettings,
+    /// How it runs; `None` for what was started before that was noted.
+    pub rung: Option<Rung>,
     /// Largest memory use.
     pub peak_memory_bytes: u64,
     /// When it was started or adopted.
@@ -150,6 +155,7 @@ impl Worker {
             held_rows: 0,
             active_rows: 0,
             settings,
+            rung: place.rung,
             peak_memory_bytes: 0,
             since_unix_ms: now.unix_ms,
             last_step_mono_ms: now.mono_ms,
@@ -167,6 +173,7 @@ impl Worker {
         node: &NodeId,
         report: &ReportedWorker,
         stopping: Option<StopReason>,
+        rung: Option<Rung>,
     ) -> Self {
         Self {
             epoch: report.worker.epoch,
@@ -180,6 +187,7 @@ impl Worker {
             held_rows: 0,
             active_rows: 0,
             settings: report.settings,
+            rung,
             peak_memory_bytes: 0,
             since_unix_ms: now.unix_ms,
             last_step_mono_ms: now.mono_ms,
@@ -229,6 +237,8 @@ pub struct Job {
     pub rows_succeeded: u64,
     /// Of them, those that ended with an error.
     pub rows_failed: u64,
+    /// Of all, those answered by the fallback model.
+    pub rows_by_fallback: u64,
     /// Tokens of their prompts.
     pub prompt_tokens: u64,
     /// Tokens generated for them.
@@ -245,6 +255,10 @@ pub struct Job {
     pub(super) gangs: BTreeMap<Epoch, GangRecord>,
     /// Where else it may run.
     pub(super) layout: KnownLayout,
+    /// Its place on the ladder.
+    pub(super) ladder: Ladder,
+    /// Whether what is started now is the fallback model.
+    pub(super) takes_fallback: bool,
     /// In which its speed is measured.
     pub(super) stretch: Option<Stretch>,
     /// Rows held by nodes.
@@ -264,6 +278,8 @@ pub struct Job {
     pub(super) out_of_memory: BTreeMap<NodeId, u32>,
     /// Nodes that cannot run it, and why.
     pub(super) unfit: BTreeMap<NodeId, String>,
+    /// The same of its fallback model.
+    pub(super) fallback_unfit: BTreeMap<NodeId, String>,
     pub(super) backoff: BTreeMap<NodeId, Backoff>,
     pub(super) failures_of_job: u32,
     /// Workers ended for taking no step, since a row last became durable.
@@ -272,6 +288,10 @@ pub struct Job {
     pub(super) rate: RowRate,
     /// Its window, while that is closed.
     pub(super) closed: Option<Closed>,
+    /// Since when it has nothing that runs it and nothing to wait for.
+    pub(super) idle_since: Option<Now>,
+    /// Why nothing runs it, when that has lasted.
+    pub parked: Option<Parked>,
 }
 
 impl Job {
@@ -286,6 +306,7 @@ impl Job {
             done,
             rows_succeeded: 0,
             rows_failed: 0,
+            rows_by_fallback: 0,
             prompt_tokens: 0,
             completion_tokens: 0,
             results_bytes: 0,
@@ -294,6 +315,8 @@ impl Job {
             workers: BTreeMap::new(),
             gangs: BTreeMap::new(),
             layout: KnownLayout::default(),
+            ladder: Ladder::default(),
+            takes_fallback: false,
             stretch: None,
             leases: BTreeMap::new(),
             returned: BTreeSet::new(),
@@ -301,12 +324,15 @@ impl Job {
             attempts: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             unfit: BTreeMap::new(),
+            fallback_unfit: BTreeMap::new(),
             backoff: BTreeMap::new(),
             failures_of_job: 0,
             hangs_in_a_row: 0,
             adopting: None,
             rate: RowRate::default(),
             closed: None,
+            idle_since: None,
+            parked: None,
         }
     }
 
@@ -314,6 +340,13 @@ impl Job {
     #[must_use]
     pub fn rows_waiting(&self) -> u32 {
         self.record.rows_total - self.done.len() - u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
+    }
+
+    /// From where a launch goes on with a row: tokens of another model are of no use to it.
+    #[must_use]
+    pub fn resume_point(&self, row: RowIx, epoch: Epoch) -> Option<&Checkpoint> {
+        let by_fallback = self.rung_of(epoch).is_some_and(|rung| rung.fallback);
+        self.checkpoints.get(&row).filter(|checkpoint| checkpoint.by_fallback == by_fallback)
     }
 
     /// The checkpoint of an unfinished row.

@@ -3,9 +3,9 @@
 mod crashes;
 mod gangs;
 mod kit;
+mod ladder;
 mod learning;
 mod random_nights;
 mod sim;
-
 mod stories;
 mod windows;

@@ -200,7 +200,7 @@ impl Machine {
     }
 
     /// Of the other jobs at work where this one could be, the first in turn.
-    fn goes_first(&self, job: &Job) -> Option<JobId> {
+    pub(super) fn goes_first(&self, job: &Job) -> Option<JobId> {
         let open = self.open_jobs.iter().filter_map(|id| self.jobs.get(id));
         let is_in_its_place = |worker: &Worker| {
             let node = &worker.node;

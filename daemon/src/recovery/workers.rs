@@ -9,13 +9,20 @@ use super::{
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Epoch, Fault, JobId, Lap, Launch, NodeId, RowIx, Severity, WorkerKey},
+    model::{Checkpoint, Epoch, Fault, JobId, Lap, Launch, NodeId, Reason, RowIx, Rung, Severity, WorkerKey},
     planner::Limits,
 };
 
 impl Machine {
     /// Starts a worker: a new epoch, recorded before the command goes out.
-    pub(super) fn launch(&mut self, now: Now, node: &NodeId, job_id: JobId, limits: Limits) {
+    pub(super) fn launch(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        job_id: JobId,
+        limits: Limits,
+        reasons: &[Reason],
+    ) {
         let command_id = self.command_id();
         let Some(settings) = self.settings_for(now, job_id, limits, std::slice::from_ref(node)) else {
             return;
@@ -25,11 +32,13 @@ impl Machine {
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
         job.record.launches.retain(|launch| launch.node != *node);
-        let place = Launch { node: node.clone(), epoch, rank: 0, world_size: 1 };
+        let rung = Rung::independent(job.takes_fallback);
+        let place = Launch { node: node.clone(), epoch, rank: 0, world_size: 1, rung: Some(rung) };
         job.record.launches.push(place.clone());
         let worker = Worker::starting(now, node, place, settings, command_id);
         let key = worker.key(job_id);
-        let model = job.record.spec.model.clone();
+        let model = job.model_on(rung).to_owned();
+        job.ladder.note_start(rung, reasons);
         job.workers.insert(node.clone(), worker);
         self.record_job(job_id);
         self.send(node, Command::StartWorker { command_id, worker: key, model, settings, gang: None });
@@ -149,6 +158,7 @@ impl Machine {
             worker.last_step_mono_ms = worker.last_step_mono_ms.max(newest_mono_ms);
         }
         worker.prompt_tokens = news.prompt_tokens;
+        let by_fallback = worker.rung.is_some_and(|rung| rung.fallback);
         let job_id = news.worker.job;
         if let Some(lap) = lap {
             self.note_lap(now, node, job_id, lap);
@@ -159,9 +169,8 @@ impl Machine {
             let from_holder = job.leases.get(&fresh.row).is_some_and(|lease| {
                 lease.node == *node && lease.epoch == news.worker.epoch && lease.attempt == fresh.attempt
             });
-            if from_holder
-                && join(job.checkpoints.entry(fresh.row).or_default(), fresh.offset, fresh.checkpoint)
-            {
+            let part = Checkpoint { by_fallback, ..fresh.checkpoint };
+            if from_holder && join(job.checkpoints.entry(fresh.row).or_default(), fresh.offset, part) {
                 grown.push(fresh.row);
             }
         }
@@ -242,7 +251,11 @@ fn lap_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mono
 
 /// Adds `fresh`, which begins after `offset` tokens, to what is known. Overlap is fine; a gap is not, and changes
 /// nothing. Returns whether anything was learned.
-fn join(known: &mut crate::model::Checkpoint, offset: u32, fresh: crate::model::Checkpoint) -> bool {
+fn join(known: &mut Checkpoint, offset: u32, fresh: Checkpoint) -> bool {
+    if known.by_fallback != fresh.by_fallback {
+        // Tokens of another model are of no use to this one.
+        *known = Checkpoint { by_fallback: fresh.by_fallback, ..Checkpoint::default() };
+    }
     let (offset, known_len) = (offset as usize, known.tokens.len());
     if offset == 0 && fresh.tokens.len() > known_len {
         *known = fresh;
@@ -264,10 +277,13 @@ fn join(known: &mut crate::model::Checkpoint, offset: u32, fresh: crate::model::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Checkpoint;
 
     fn part(tokens: &[u32], logprobs: &str) -> Checkpoint {
-        Checkpoint { tokens: tokens.to_vec(), logprobs_json: logprobs.as_bytes().to_vec() }
+        Checkpoint {
+            tokens: tokens.to_vec(),
+            logprobs_json: logprobs.as_bytes().to_vec(),
+            by_fallback: false,
+        }
     }
 
     #[test]
@@ -281,5 +297,9 @@ mod tests {
         assert!(!join(&mut known, 0, part(&[1, 2], "[0.1,0.2]")), "an older whole one");
         assert!(join(&mut known, 0, part(&[1, 2, 3, 4], "")));
         assert_eq!(known, part(&[1, 2, 3, 4], ""));
+        let of_fallback = |tokens: &[u32]| Checkpoint { by_fallback: true, ..part(tokens, "") };
+        assert!(join(&mut known, 0, of_fallback(&[7])), "another model begins anew");
+        assert!(join(&mut known, 1, of_fallback(&[8])));
+        assert_eq!(known, of_fallback(&[7, 8]));
     }
 }

@@ -47,6 +47,24 @@ pub(crate) fn job_spec(spec: v1::JobSpec, now_unix_ms: u64, zone: &TimeZone) -> 
     let mode = mode(spec.mode());
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let window = given(&spec.window).map(|text| text.parse()).transpose();
+    let policy = given(&spec.fallback_policy).map(|text| text.parse()).transpose();
+    let policy = policy.map_err(|error: model::ParseFallbackError| error.to_string())?;
+    let fallback_model = given(&spec.fallback_model);
+    match &fallback_model {
+        None if policy.is_some() => {
+            return Err(
+                "a fallback policy needs a fallback model: name one, or leave the policy out".to_owned()
+            );
+        }
+        Some(fallback) if model::last_part(fallback) == model::last_part(&spec.model) => {
+            return Err(format!(
+                "answers of the fallback model {fallback} could not be told from those of the model, {}: both are signed \
+                 with the same name",
+                spec.model
+            ));
+        }
+        _ => {}
+    }
     let deadline = given(&spec.deadline).map(|text| model::deadline(&text, now_unix_ms, zone)).transpose();
     Ok(JobSpec {
         window: window.map_err(|error: model::ParseWindowError| error.to_string())?,
@@ -60,6 +78,8 @@ pub(crate) fn job_spec(spec: v1::JobSpec, now_unix_ms: u64, zone: &TimeZone) -> 
         mode,
         context_tokens: spec.context_tokens.min(super::plan::MOST_CONTEXT_TOKENS),
         submission_id: spec.submission_id,
+        fallback_model,
+        fallback_policy: policy.unwrap_or_default(),
     })
 }
 
@@ -78,6 +98,11 @@ pub(crate) fn job_spec_out(spec: &JobSpec) -> v1::JobSpec {
         context_tokens: spec.context_tokens,
         window: spec.window.map(|window| window.to_string()).unwrap_or_default(),
         deadline: spec.deadline_unix_ms.and_then(moment).map(|at| at.to_string()).unwrap_or_default(),
+        fallback_model: spec.fallback_model.clone().unwrap_or_default(),
+        fallback_policy: match spec.fallback_model {
+            Some(_) => spec.fallback_policy.to_string(),
+            None => String::new(),
+        },
     }
 }
 
@@ -243,7 +268,11 @@ pub(crate) fn progress(progress: v1::Progress) -> ProgressNews {
                 row: RowIx(fresh.row),
                 attempt: fresh.attempt,
                 offset: fresh.offset,
-                checkpoint: Checkpoint { tokens: fresh.tokens, logprobs_json: fresh.logprobs_json },
+                checkpoint: Checkpoint {
+                    tokens: fresh.tokens,
+                    logprobs_json: fresh.logprobs_json,
+                    by_fallback: false,
+                },
             })
             .collect(),
     }

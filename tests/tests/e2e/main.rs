@@ -24,6 +24,7 @@ mod fields;
 mod gangs;
 mod generic_client;
 mod kills;
+mod ladder;
 mod links;
 mod memory;
 mod plans;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
             crashes::cases(),
             gangs::cases(),
             links::cases(),
+            ladder::cases(),
             sampling::cases(),
             away::cases(),
             kills::cases(),

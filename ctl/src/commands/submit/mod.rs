@@ -26,6 +26,7 @@ Examples:
   clusterctl submit rows.jsonl --model mlx-community/Qwen3-0.6B-4bit --watch
   clusterctl submit --prompts questions.txt --model /models/llama --system 'Be brief.'
   clusterctl submit rows.jsonl --model /models/llama --window 22:00-07:00 --deadline 07:00
+  clusterctl submit rows.jsonl --model /models/large --fallback-model /models/small --fallback-policy 30m
   zcat rows.jsonl.gz | clusterctl submit - --model /models/llama --name nightly";
 
 /// Arguments of `submit`.
@@ -55,7 +56,7 @@ pub struct Args {
     /// Prompt tokens processed in one step [default: the controller's]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_step: Option<u32>,
-    /// Run it in this mode and no other
+    /// Run it in this mode; where pipeline or tensor cannot be had, the job goes down the ladder until they can
     #[arg(
         long,
         value_enum,
@@ -75,6 +76,17 @@ pub struct Args {
     /// a moment (2026-11-21T07:00:00+01:00)
     #[arg(long, value_name = "WHEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     deadline: Option<String>,
+    /// A smaller model, which fits single nodes, for when the model itself cannot run anywhere; its answers say so
+    #[arg(long, value_name = "PATH|NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    fallback_model: Option<String>,
+    /// When the fallback model answers: never, at-once, or how long to wait for the model itself, like 30m [default: 10m]
+    #[arg(
+        long,
+        value_name = "never|at-once|TIME",
+        requires = "fallback_model",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    fallback_policy: Option<String>,
     /// Watch the job until it ends
     #[arg(long, short)]
     watch: bool,
@@ -159,6 +171,8 @@ pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
         context_tokens: args.context.unwrap_or(0),
         window: args.window.clone().unwrap_or_default(),
         deadline: args.deadline.clone().unwrap_or_default(),
+        fallback_model: args.fallback_model.as_deref().map(resolve_model).unwrap_or_default(),
+        fallback_policy: args.fallback_policy.clone().unwrap_or_default(),
     };
     let defaults = is_prompts.then(|| RowDefaults {
         model,

@@ -174,6 +174,7 @@ pub fn job(job: &JobView, screen: &Screen) -> String {
     };
     let facts = [
         ("Model", Some(job.model.clone())),
+        ("Fallback", fallback(job)),
         ("Mode", mode),
         ("Speed", speed),
         ("Tokens", tokens),
@@ -227,6 +228,23 @@ pub(crate) fn path_lines(first: &str, path: &str, screen: &Screen) -> Vec<String
     } else {
         vec![first.trim_end().to_owned(), path.into_owned()]
     }
+}
+
+/// What stands in for the model, when, and how much of it has.
+fn fallback(job: &JobView) -> Option<String> {
+    let model = job.fallback_model.as_ref()?;
+    let policy = match job.fallback_policy.as_deref() {
+        Some("never") => "never used".to_owned(),
+        Some("at-once") => "used as soon as the model cannot run anywhere".to_owned(),
+        Some(policy) => format!("used {policy} in which the model cannot run anywhere"),
+        None => String::new(),
+    };
+    let now = if job.on_fallback { "; it answers now" } else { "" };
+    let answered = match job.rows_by_fallback {
+        0 => String::new(),
+        rows => format!("; {} answered by it", plural(rows, "row", "rows")),
+    };
+    Some(format!("{model}, {policy}{now}{answered}"))
 }
 
 fn rows_per_s(rate: f64) -> String {

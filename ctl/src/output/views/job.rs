@@ -14,6 +14,12 @@ pub struct JobView {
     pub name: Option<String>,
     /// A directory on the nodes, or a name on the model hub.
     pub model: String,
+    /// What answers while the model cannot run anywhere; none: nothing, the job waits.
+    pub fallback_model: Option<String>,
+    /// When it does: "never", "at-once" or "after 10m".
+    pub fallback_policy: Option<String>,
+    /// Whether it does now.
+    pub on_fallback: bool,
     /// "queued", "running", "paused", "cancelling", "cancelled", "completed" or "failed".
     pub state: &'static str,
     /// Why it is in this state, when there is something to say.
@@ -26,6 +32,8 @@ pub struct JobView {
     pub rows_succeeded: u64,
     /// Ended with an error.
     pub rows_failed: u64,
+    /// Of those answered, the ones that the fallback model answered.
+    pub rows_by_fallback: u64,
     /// Held by workers now.
     pub rows_in_flight: u64,
     /// Rows given to a worker again after a fault.
@@ -109,12 +117,16 @@ impl From<v1::Job> for JobView {
             id: job_name(job.job_id),
             name: text(spec.name),
             model: spec.model,
+            fallback_model: text(spec.fallback_model),
+            fallback_policy: text(spec.fallback_policy),
+            on_fallback: job.on_fallback,
             state,
             detail: text(job.detail),
             priority: spec.priority,
             rows_total: job.rows_total,
             rows_succeeded: job.rows_succeeded,
             rows_failed: job.rows_failed,
+            rows_by_fallback: job.rows_by_fallback,
             rows_in_flight: job.rows_in_flight,
             rows_requeued: job.rows_requeued,
             duplicate_results: job.duplicate_results,

@@ -40,7 +40,7 @@ fn a_full_disk_fails_rows_and_nothing_else_and_work_goes_on_when_there_is_room()
     );
     assert_eq!(world.read(RESULTS).unwrap(), before);
     world.set_capacity(Some(used + 900));
-    let checkpoint = Checkpoint { tokens: vec![1], logprobs_json: Vec::new() };
+    let checkpoint = Checkpoint { tokens: vec![1], logprobs_json: Vec::new(), by_fallback: false };
     let refused = one(&mut core, Request::PutCheckpoints(JobId(1), vec![(RowIx(50), checkpoint)]));
     assert!(refused.unwrap_err().is_disk_full());
     assert!(create(&world, &mut core, 2, 1).unwrap_err().is_disk_full());

@@ -152,6 +152,7 @@ impl Model {
                 let checkpoint = Checkpoint {
                     tokens: (0..*tokens as u32).collect(),
                     logprobs_json: if *with_logprobs { vec![b'1'; tokens * 2] } else { Vec::new() },
+                    by_fallback: tokens % 3 == 1,
                 };
                 self.checkpoints.entry((job, row)).or_default().push(checkpoint.clone());
                 Some(Request::PutCheckpoints(job, vec![(row, checkpoint)]))

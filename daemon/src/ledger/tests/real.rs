@@ -76,7 +76,8 @@ async fn everything_put_is_there_after_a_restart() {
     for commit in commits.collect::<Vec<_>>() {
         assert_eq!(commit.await.unwrap().unwrap().jobs[0].duplicates, 0);
     }
-    let checkpoint = Checkpoint { tokens: (0..3_000).collect(), logprobs_json: b"[]".to_vec() };
+    let checkpoint =
+        Checkpoint { tokens: (0..3_000).collect(), logprobs_json: b"[]".to_vec(), by_fallback: false };
     handle.put_checkpoints(JobId(1), vec![(RowIx(45), checkpoint.clone())]).await.unwrap();
     let node = NodeRecord {
         id: "a".into(),

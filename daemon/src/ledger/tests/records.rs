@@ -41,6 +41,7 @@ fn requests_for_what_is_not_there_are_refused() {
         duplicates: 1,
         rows_succeeded: 2,
         rows_failed: 0,
+        rows_by_fallback: 0,
     };
     assert_eq!(committed.jobs, [expected]);
 }
@@ -65,6 +66,7 @@ fn checkpoints_follow_their_rows() {
     let checkpoint = |tokens: u32, logprobs: usize| Checkpoint {
         tokens: (0..tokens).collect(),
         logprobs_json: vec![b'0'; logprobs],
+        by_fallback: false,
     };
     let put = |core: &mut SimCore, row, checkpoint| {
         one(core, Request::PutCheckpoints(JobId(1), vec![(RowIx(row), checkpoint)])).unwrap();

@@ -56,6 +56,7 @@ fn failures_stored(kit: &mut Kit, rows: &[(RowIx, String)]) -> Vec<Effect> {
         errors_bytes: 100,
         rows_succeeded: kit.job(1).rows_succeeded,
         rows_failed: 1,
+        rows_by_fallback: 0,
     };
     kit.tell(Event::FailuresStored { rows, totals: vec![totals] })
 }

@@ -11,7 +11,7 @@ use crate::{
 type Sessions = Vec<(&'static str, SessionId)>;
 
 /// Nodes a, b, … of so many gigabytes each, in one allowed network, all of which have the large model.
-fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
+pub(super) fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
     let mut kit = Kit::new();
     let _ = kit.tell(Event::PolicyChanged(policy_with_a_network()));
     let mut sessions = Vec::new();

@@ -8,7 +8,7 @@ use crate::{
     fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{
         Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx,
-        RowLengths, RowSet, WorkerKey,
+        RowLengths, RowSet, Rung, WorkerKey,
     },
     planner::{Interface, Network},
     recovery::*,
@@ -45,6 +45,7 @@ pub(super) fn replayed(record: JobRecord, done: &[u32]) -> ReplayedJob {
         done: set,
         record,
         rows_failed: 0,
+        rows_by_fallback: 0,
         prompt_tokens: 0,
         completion_tokens: 0,
         results_bytes: 0,
@@ -55,7 +56,13 @@ pub(super) fn replayed(record: JobRecord, done: &[u32]) -> ReplayedJob {
 
 /// An independent worker's launch.
 pub(super) fn launch(node: &str, epoch: u64) -> Launch {
-    Launch { node: node.into(), epoch: Epoch(epoch), rank: 0, world_size: 1 }
+    Launch {
+        node: node.into(),
+        epoch: Epoch(epoch),
+        rank: 0,
+        world_size: 1,
+        rung: Some(Rung::independent(false)),
+    }
 }
 
 pub(super) fn facts(instance: &str) -> NodeFacts {
@@ -69,17 +76,26 @@ pub(super) fn policy_with_a_network() -> Policy {
 
 /// Eighty layers of a gigabyte.
 pub(super) fn large_model() -> ModelFound {
-    let tensors = (0..80).map(|index| Tensor {
+    model_of("large", 80)
+}
+
+/// Four layers of a gigabyte.
+pub(super) fn small_model() -> ModelFound {
+    model_of("small", 4)
+}
+
+fn model_of(fingerprint: &str, layers: u64) -> ModelFound {
+    let tensors = (0..layers).map(|index| Tensor {
         name: format!("model.layers.{index}.mlp.up_proj.weight"),
         dtype: Dtype::Bf16,
         bytes: GB,
     });
     let config = json!({
-        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 1_024, "num_attention_heads": 8,
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": 1_024, "num_attention_heads": 8,
         "num_key_value_heads": 8, "intermediate_size": 1_024, "vocab_size": 1_000,
     });
     let facts = ModelFacts::new(&ModelFiles { config, tensors: tensors.collect() }).unwrap();
-    ModelFound::Files { fingerprint: "large".to_owned(), facts: Arc::new(facts) }
+    ModelFound::Files { fingerprint: fingerprint.to_owned(), facts: Arc::new(facts) }
 }
 
 /// What a node with this address and so many gigabytes for a model says of itself.
@@ -103,8 +119,12 @@ pub(super) struct Kit {
     pub(super) spool_seq: u64,
     /// What nodes find when they are asked about a model; nothing unless said here.
     pub(super) found: BTreeMap<String, ModelFound>,
+    /// What every node finds of these models.
+    pub(super) models: BTreeMap<String, ModelFound>,
     /// What nodes say of themselves beyond their names.
     pub(super) machines: BTreeMap<String, NodeFacts>,
+    /// How long workers say they have loaded.
+    pub(super) load_ms: u64,
     /// What workers answer to the canary prompt.
     pub(super) canary_tokens: Vec<u32>,
 }
@@ -117,7 +137,9 @@ impl Kit {
             sessions: 0,
             spool_seq: 0,
             found: BTreeMap::new(),
+            models: BTreeMap::new(),
             machines: BTreeMap::new(),
+            load_ms: 5,
             canary_tokens: Vec::new(),
         }
     }
@@ -129,7 +151,8 @@ impl Kit {
         while let Some(effect) = effects.get(next) {
             next += 1;
             if let Effect::Send { node, session, command: Command::InspectModel { model } } = effect {
-                let found = self.found.get(node.as_str()).cloned().unwrap_or(ModelFound::Problem);
+                let found = self.models.get(model).or_else(|| self.found.get(node.as_str()));
+                let found = found.cloned().unwrap_or(ModelFound::Problem);
                 let answer =
                     Event::ModelFound { node: node.clone(), session: *session, model: model.clone(), found };
                 effects.extend(self.machine.step(self.now, answer));
@@ -183,8 +206,8 @@ impl Kit {
     pub(super) fn ready(&mut self, node: &str, worker: WorkerKey) -> Vec<Effect> {
         let node = NodeId::from(node);
         let mut effects = self.tell(Event::WorkerStarted { node: node.clone(), worker, pid: 77 });
-        let canary_tokens = self.canary_tokens.clone();
-        effects.extend(self.tell(Event::WorkerReady { node, worker, load_ms: 5, canary_tokens }));
+        let (load_ms, canary_tokens) = (self.load_ms, self.canary_tokens.clone());
+        effects.extend(self.tell(Event::WorkerReady { node, worker, load_ms, canary_tokens }));
         effects
     }
 
@@ -233,6 +256,7 @@ impl Kit {
             errors_bytes: 0,
             rows_succeeded: u64::from(self.job(worker.job.0).done.len()) + 1,
             rows_failed: 0,
+            rows_by_fallback: 0,
         };
         self.tell(Event::Committed { node: NodeId::from(node), rows: vec![row], totals: vec![totals] })
     }

@@ -223,6 +223,7 @@ impl Night {
                 rows_succeeded: u64::from(done.len()),
                 done,
                 rows_failed: 0,
+                rows_by_fallback: 0,
                 prompt_tokens: 0,
                 completion_tokens: 0,
                 results_bytes: 0,

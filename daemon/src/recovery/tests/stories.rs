@@ -112,7 +112,7 @@ fn a_killed_worker_is_replaced_and_its_rows_go_on_from_their_checkpoints() {
             row: grants[0].row,
             attempt: 1,
             offset: 0,
-            checkpoint: Checkpoint { tokens: vec![5, 6, 7], logprobs_json: vec![] },
+            checkpoint: Checkpoint { tokens: vec![5, 6, 7], logprobs_json: vec![], by_fallback: false },
         }],
     };
     let effects = kit.tell(Event::Progress { node: "a".into(), news });

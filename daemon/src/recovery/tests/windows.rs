@@ -47,7 +47,7 @@ fn before_seven(rows: u32) -> (Kit, Sessions, WorkerKey, Vec<RowGrant>) {
 }
 
 fn progress(worker: WorkerKey, row: RowIx, tokens: &[u32]) -> Event {
-    let checkpoint = Checkpoint { tokens: tokens.to_vec(), logprobs_json: Vec::new() };
+    let checkpoint = Checkpoint { tokens: tokens.to_vec(), logprobs_json: Vec::new(), by_fallback: false };
     Event::Progress {
         node: "a".into(),
         news: ProgressNews {

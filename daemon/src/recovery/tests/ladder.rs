@@ -1,0 +1,332 @@
+//! Down the ladder at once, up again when it is worth it; the fallback model; and the foot of the ladder.
+
+use super::{gangs::cluster, kit::*};
+use crate::{
+    model::{Checkpoint, FallbackPolicy, JobId, JobRecord, JobState, Mode, NodeId, RowIx, WorkerKey},
+    recovery::*,
+};
+
+type Sessions = Vec<(&'static str, SessionId)>;
+
+/// What fits one node of 100 GB, run as somebody asked.
+fn asked(mode: Mode) -> JobRecord {
+    let mut job = record(1, 10_000);
+    job.spec.mode = Some(mode);
+    job
+}
+
+fn start_all(kit: &mut Kit, effects: &[Effect]) -> Vec<(String, WorkerKey)> {
+    let workers = started(effects);
+    for (node, worker) in &workers {
+        let _ = kit.ready(node, *worker);
+    }
+    workers
+}
+
+fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> {
+    let mut facts = kit.machines[node].clone();
+    for interface in &mut facts.interfaces {
+        interface.usable = is_up;
+    }
+    let (node, NodeFacts { memory, interfaces, .. }) = (NodeId::from(node), facts);
+    kit.tell(Event::Observed { node, memory, interfaces })
+}
+
+/// Every worker told to end does.
+fn obey(kit: &mut Kit, effects: &[Effect], class: ExitClass) -> Vec<Effect> {
+    let stops = stopped(effects);
+    stops.into_iter().flat_map(|(node, worker, _)| kit.exit(&node, worker, class)).collect()
+}
+
+/// A pipeline at work that somebody asked for, on nodes that could hold the model whole.
+fn pipeline() -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
+    pipeline_that_loads(5)
+}
+
+fn pipeline_that_loads(ms: u64) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
+    let (mut kit, sessions) = cluster(&[100, 100]);
+    kit.load_ms = ms;
+    let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = start_all(&mut kit, &effects);
+    assert_eq!((ranks.len(), kit.job(1).plan.as_ref().unwrap().mode), (2, Mode::Pipeline));
+    (kit, sessions, ranks)
+}
+
+/// The same, fallen to independent workers over a lost cable, which is back.
+fn fallen() -> (Kit, Sessions) {
+    fallen_after(5)
+}
+
+/// The same with a model that takes so long to load.
+fn fallen_after(load_ms: u64) -> (Kit, Sessions) {
+    let (mut kit, sessions, _) = pipeline_that_loads(load_ms);
+    let effects = pull_cable(&mut kit, "b", false);
+    assert_eq!(stopped(&effects).len(), 2, "the gang ends at once");
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    let workers = start_all(&mut kit, &effects);
+    assert_eq!(workers.len(), 2, "and its nodes go on alone in the same moment");
+    let plan = kit.job(1).plan.clone().unwrap();
+    assert_eq!(plan.mode, Mode::Independent);
+    let why: Vec<&str> = plan.reasons.iter().map(|reason| reason.rule).collect();
+    assert!(why.contains(&"down-the-ladder"), "{plan:#?}");
+    let _ = pull_cable(&mut kit, "b", true);
+    (kit, sessions)
+}
+
+#[test]
+fn a_lost_link_is_answered_with_independent_workers_and_the_way_up_is_taken_when_it_has_held() {
+    let (mut kit, sessions) = fallen();
+    let effects = kit.wait(60_000, &sessions);
+    assert_eq!(stopped(&effects), [], "the link must hold first, and then the way up for a minute");
+    let effects = kit.wait(15_000, &sessions);
+    let modes: Vec<StopMode> = stopped(&effects).into_iter().map(|(.., mode)| mode).collect();
+    assert_eq!(modes, [StopMode::Checkpoint; 2]);
+    assert!(events(&effects).contains(&"climbing"));
+    assert_eq!(started(&effects), [], "all workers end first");
+
+    let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    effects.extend(kit.wait(2_100, &sessions));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    let plan = kit.job(1).plan.clone().unwrap();
+    assert_eq!(plan.mode, Mode::Pipeline);
+    let _ = kit.wait(100, &sessions);
+    let plan = kit.job(1).plan.clone().unwrap();
+    let why = plan.reasons.iter().find(|reason| reason.rule == "climbed").expect("why it was worth it");
+    assert!(why.text.contains("from independent workers to a pipeline over ring"), "{}", why.text);
+    assert!(why.text.contains("pay for loading"), "{}", why.text);
+}
+
+#[test]
+fn each_change_doubles_the_wait_for_the_next() {
+    let (mut kit, sessions) = fallen();
+    let effects = kit.wait(75_000, &sessions);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    effects.extend(kit.wait(2_100, &sessions));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    let effects = pull_cable(&mut kit, "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    let _ = start_all(&mut kit, &effects);
+    let _ = pull_cable(&mut kit, "b", true);
+    assert_eq!(stopped(&kit.wait(110_000, &sessions)), [], "it would have climbed by now");
+    assert!(!stopped(&kit.wait(40_000, &sessions)).is_empty());
+}
+
+/// A row of the job is answered each tenth of a second.
+fn answer_rows(kit: &mut Kit, sessions: &Sessions, rows: std::ops::Range<u32>) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for row in rows {
+        let worker = WorkerKey { job: JobId(1), epoch: kit.job(1).record.epoch, rank: 0 };
+        let row = committed_row(worker, RowGrant { row: RowIx(row), attempt: 1 }, 0);
+        effects.extend(kit.tell(Event::Committed { node: "a".into(), rows: vec![row], totals: vec![] }));
+        effects.extend(kit.wait(100, sessions));
+    }
+    effects
+}
+
+#[test]
+fn a_few_rows_do_not_pay_for_a_load() {
+    let (mut kit, sessions) = fallen_after(60_000);
+    let effects = answer_rows(&mut kit, &sessions, 0..9_900);
+    assert!(!stopped(&effects).is_empty(), "thousands of rows pay for it");
+
+    let (mut kit, sessions) = fallen_after(60_000);
+    let _ = answer_rows(&mut kit, &sessions, 0..400);
+    for row in 400..9_000 {
+        let worker = WorkerKey { job: JobId(1), epoch: kit.job(1).record.epoch, rank: 0 };
+        let row = committed_row(worker, RowGrant { row: RowIx(row), attempt: 1 }, 0);
+        let _ = kit.tell(Event::Committed { node: "a".into(), rows: vec![row], totals: vec![] });
+    }
+    let effects = answer_rows(&mut kit, &sessions, 9_000..9_700);
+    assert_eq!(stopped(&effects), [], "a thousand rows are done in less than two loads");
+}
+
+#[test]
+fn nobody_takes_the_nodes_of_a_job_that_is_changing() {
+    let (mut kit, sessions) = fallen();
+    let _ = kit.tell(Event::JobAccepted(record(2, 500)));
+    let effects = kit.wait(75_000, &sessions);
+    let effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    assert_eq!(started(&effects), []);
+    let effects = kit.wait(2_100, &sessions);
+    let jobs: Vec<u64> = started(&effects).into_iter().map(|(_, worker)| worker.job.0).collect();
+    assert_eq!(jobs, [1, 1]);
+}
+
+#[test]
+fn a_link_that_is_about_to_be_relied_on_again_is_waited_for() {
+    let (mut kit, sessions, ranks) = pipeline();
+    // Rank 0 lost the other one, and nothing else is known: the link is up, and to prove itself again.
+    let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let mut effects = obey(&mut kit, &effects, ExitClass::LinkFault);
+    effects.extend(kit.wait(9_000, &sessions));
+    assert_eq!(started(&effects), [], "loading whole models would take longer");
+    let effects = kit.wait(4_000, &sessions);
+    assert_eq!(started(&effects).len(), 2);
+    assert_eq!(kit.job(1).plan.as_ref().unwrap().mode, Mode::Pipeline);
+}
+
+#[test]
+fn independent_is_kept_to_when_it_was_asked_for() {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Independent)));
+    effects.extend(kit.wait(60_000, &sessions));
+    assert_eq!(started(&effects), [], "it fits none whole");
+}
+
+#[test]
+fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
+    let (mut kit, mut sessions) = cluster(&[60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
+    effects.extend(kit.wait(2_100, &sessions));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    kit.found.insert("c".to_owned(), large_model());
+    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 300));
+    sessions.push(("c", kit.connect("c").0));
+    let effects = kit.wait(61_000, &sessions);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    effects.extend(kit.wait(2_100, &sessions));
+    let workers = start_all(&mut kit, &effects);
+    assert_eq!(workers.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["c"]);
+}
+
+fn with_fallback(policy: FallbackPolicy) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    kit.models.insert("small".to_owned(), small_model());
+    let mut job = record(1, 10_000);
+    job.spec.fallback_model = Some("small".to_owned());
+    job.spec.fallback_policy = policy;
+    let mut effects = kit.tell(Event::JobAccepted(job));
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = start_all(&mut kit, &effects);
+    assert_eq!(ranks.len(), 2, "its own model first");
+    (kit, sessions, ranks)
+}
+
+fn models_started(effects: &[Effect]) -> Vec<&str> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { command: Command::StartWorker { model, .. }, .. } => Some(model.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn the_fallback_model_answers_as_soon_as_its_policy_allows_and_goes_when_its_own_can_run_again() {
+    let (mut kit, sessions, _) = with_fallback(FallbackPolicy::AfterMs(120_000));
+    let effects = pull_cable(&mut kit, "b", false);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Killed);
+    effects.extend(kit.wait(119_000, &sessions));
+    assert_eq!(started(&effects), []);
+    assert!(events(&effects).contains(&"job-parked"));
+    let effects = kit.wait(2_000, &sessions);
+    assert_eq!(models_started(&effects), ["small", "small"]);
+    let small = start_all(&mut kit, &effects);
+    let _ = kit.wait(100, &sessions);
+    assert!(kit.job(1).parked.is_none());
+    let plan = kit.job(1).plan.clone().unwrap();
+    assert!(plan.reasons.iter().any(|reason| reason.rule == "fallback"), "{plan:#?}");
+
+    // What one model has begun is of no use to the other.
+    let lease = kit.job(1).leases.iter().find(|(_, lease)| lease.node.as_str() == "a");
+    let (row, attempt) = lease.map(|(row, lease)| (*row, lease.attempt)).unwrap();
+    let checkpoint = Checkpoint { tokens: vec![5, 6], ..Checkpoint::default() };
+    let _ = kit.tell(Event::Progress {
+        node: "a".into(),
+        news: ProgressNews {
+            worker: small[0].1,
+            phase: WorkerPhase::Decode,
+            step: 1,
+            step_age_ms: 0,
+            active_rows: 1,
+            prompt_tokens: 1,
+            generated_tokens: 2,
+            peak_memory_bytes: 0,
+            checkpoints: vec![CheckpointNews { row, attempt, offset: 0, checkpoint }],
+        },
+    });
+    assert!(kit.job(1).resume_point(row, small[0].1.epoch).is_some());
+    assert!(kit.job(1).resume_point(row, small[1].1.epoch.next()).is_none());
+
+    let _ = pull_cable(&mut kit, "b", true);
+    let effects = kit.wait(90_000, &sessions);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    effects.extend(kit.wait(2_100, &sessions));
+    let models = models_started(&effects);
+    assert_eq!((models.len(), models.contains(&"small")), (2, false));
+}
+
+#[test]
+fn never_and_at_once_are_kept_to() {
+    for (policy, expected) in [(FallbackPolicy::Never, 0), (FallbackPolicy::AtOnce, 2)] {
+        let (mut kit, sessions, _) = with_fallback(policy);
+        let effects = pull_cable(&mut kit, "b", false);
+        let mut effects = obey(&mut kit, &effects, ExitClass::Killed);
+        effects.extend(kit.wait(3_600_000, &sessions));
+        assert_eq!(models_started(&effects).len(), expected, "{policy}");
+    }
+}
+
+#[test]
+fn a_restarted_controller_knows_which_model_its_workers_run() {
+    let (mut kit, sessions, _) = with_fallback(FallbackPolicy::AtOnce);
+    let effects = pull_cable(&mut kit, "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    let small = start_all(&mut kit, &effects);
+    let mut after = Kit::new();
+    after.now = kit.now;
+    after.found.clone_from(&kit.found);
+    after.models.clone_from(&kit.models);
+    after.machines.clone_from(&kit.machines);
+    let _ = after.tell(Event::PolicyChanged(policy_with_a_network()));
+    let _ = after.tell(Event::Started {
+        jobs: vec![replayed(kit.job(1).record.clone(), &[])],
+        nodes: vec![],
+        repairs: vec![],
+        remains: vec![],
+    });
+    for (node, worker) in &small {
+        let report = ReportedWorker {
+            worker: *worker,
+            pid: 1,
+            phase: WorkerPhase::Decode,
+            step: 1,
+            settings: WorkerSettings::default(),
+            world_size: 1,
+            rows: vec![],
+        };
+        let (session, _) = after.hello(node, "agent-1", vec![report]);
+        let _ = after.replayed(node, session);
+    }
+    let _ = after.wait(200, &sessions);
+    assert!(after.job(1).rung().is_some_and(|rung| rung.fallback));
+}
+
+#[test]
+fn what_nothing_can_run_is_parked_with_the_sentence_a_person_needs() {
+    let (mut kit, sessions) = cluster(&[30, 30]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(31_000, &sessions));
+    assert!(events(&effects).contains(&"job-parked"));
+    let parked = kit.job(1).parked.clone().unwrap();
+    assert!(parked.why.contains("GB"), "how far off: {}", parked.why);
+    assert!(parked.why.contains("--fallback-model"), "{}", parked.why);
+    assert_eq!(kit.job(1).record.state, JobState::Active, "it goes on by itself");
+}
+
+#[test]
+fn a_job_waits_for_the_one_node_that_can_run_it_however_long_it_is_away() {
+    let (mut kit, sessions) = cluster(&[100, 100]);
+    kit.found.remove("b");
+    let effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
+    let workers = start_all(&mut kit, &effects);
+    let on_b = workers.iter().find(|(node, _)| node == "b").map(|(_, worker)| *worker);
+    if let Some(worker) = on_b {
+        let _ = kit.exit("b", worker, ExitClass::ModelUnreadable);
+    }
+    let only_b: Vec<_> = sessions.into_iter().filter(|(node, _)| *node == "b").collect();
+    let _ = kit.wait(3_600_000, &only_b);
+    assert_eq!(kit.job(1).record.state, JobState::Active);
+}
