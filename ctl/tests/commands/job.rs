@@ -70,7 +70,7 @@ fn what_stands_in_for_the_model_is_told() {
         text.lines().find(|line| line.contains("Fallback")).map(str::to_owned)
     };
     assert_eq!(
-        line(job(false, 0)).unwrap().trim_start_matches("Fallback").trim(),
+        line(job(false, 0)).unwrap().trim().trim_start_matches("Fallback").trim(),
         "/models/small, used after 10m in which the model cannot run anywhere"
     );
     let used = line(job(true, 1)).unwrap();

@@ -327,9 +327,13 @@ fn incident_message(incident: &Incident) -> v1::Incident {
         outcome: incident.outcome.clone(),
         evidence: incident.evidence.clone(),
         rows_requeued: incident.rows_requeued,
-        tokens_lost: 0,
+        tokens_lost: incident.tokens_lost,
         tokens_saved: incident.tokens_saved,
         times: incident.times,
         last_unix_ms: incident.last_unix_ms,
+        noticed_after_ms: incident.noticed_after_ms,
+        first_token_after_ms: incident.first_token_after_ms,
+        load_ms: incident.load_ms,
+        went_on_as: incident.went_on_as.clone(),
     }
 }

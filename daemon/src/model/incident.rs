@@ -92,4 +92,19 @@ pub struct Incident {
     pub rows_requeued: u64,
     /// Tokens that those rows did not have to generate again, thanks to checkpoints.
     pub tokens_saved: u64,
+    /// Tokens of theirs that were in no checkpoint, as far as workers had told.
+    #[serde(default)]
+    pub tokens_lost: u64,
+    /// From the last sign that all was well to the notice; of several times, the longest.
+    #[serde(default)]
+    pub noticed_after_ms: Option<u64>,
+    /// From the notice to the first token of a new launch, loading included; of several times, the longest.
+    #[serde(default)]
+    pub first_token_after_ms: Option<u64>,
+    /// How long that launch loaded.
+    #[serde(default)]
+    pub load_ms: Option<u64>,
+    /// How the job went on; empty while it has not.
+    #[serde(default)]
+    pub went_on_as: String,
 }

@@ -262,6 +262,8 @@ pub struct WorkerExit {
     pub log_tail: Vec<String>,
     /// The rows it was generating.
     pub started_rows: Vec<RowIx>,
+    /// From its last step to the notice of its end; for the machine to fill in.
+    pub quiet_ms: Option<u64>,
 }
 
 impl WorkerExit {

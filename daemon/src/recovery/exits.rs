@@ -1,6 +1,7 @@
 //! Workers that are gone: what is concluded from their end, and what is done about it. The rules are in [`rules`].
 
 use super::{
+    costs::Costs,
     event::{ExitClass, Now, WorkerExit, WorkerPhase},
     incidents::Opening,
     isolation::Finding,
@@ -25,6 +26,7 @@ impl Machine {
                 first_error: problem,
                 log_tail: Vec::new(),
                 started_rows: Vec::new(),
+                quiet_ms: None,
             };
             self.on_worker_exited(now, node, &exit);
         }
@@ -35,6 +37,9 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
         let (stopping, world_size) = (worker.stopping, worker.world_size);
+        let quiet_ms = worker.quiet_ms.unwrap_or(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
+        let exit = &WorkerExit { quiet_ms: Some(quiet_ms), ..exit.clone() };
+        let tokens_lost = worker.tokens_at_risk();
         let was_hung = stopping == Some(StopReason::Silent);
         let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
             || exit.class == ExitClass::Orderly;
@@ -44,7 +49,10 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         job.workers.remove(node);
         job.record.launches.retain(|launch| launch.node != *node);
-        let costs = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
+        let mut costs = job.release(|_, lease| lease.node == *node && lease.epoch == epoch);
+        if costs.rows > 0 {
+            costs.tokens_lost = tokens_lost;
+        }
         if world_size > 1 {
             self.on_rank_exited(now, node, exit, asked, was_hung, costs);
         } else if asked {
@@ -70,12 +78,14 @@ impl Machine {
         exit: &WorkerExit,
         was_hung: bool,
         finding: &Finding,
-        costs: (u64, u64),
+        costs: Costs,
     ) -> Option<u64> {
-        let answer = self.judge_exit(now, node, exit, finding, costs.0);
+        let answer = self.judge_exit(now, node, exit, finding, costs.rows);
         self.record_job(exit.worker.job);
         let incident = if rules::is_fault(exit.class, false) {
-            Some(self.open_exit_incident(now, node, exit, was_hung, answer, costs))
+            let incident = self.open_exit_incident(now, node, exit, was_hung, answer, costs);
+            self.await_first_token(now, exit.worker.job, exit.worker.epoch, incident);
+            Some(incident)
         } else {
             self.tell_of_end(node, exit);
             None
@@ -93,7 +103,7 @@ impl Machine {
         exit: &WorkerExit,
         asked: bool,
         was_hung: bool,
-        costs: (u64, u64),
+        costs: Costs,
     ) {
         let WorkerKey { job: job_id, epoch, rank } = exit.worker;
         let others = self.jobs.get(&job_id).is_some_and(|job| !job.nodes_of(epoch).is_empty());
@@ -101,8 +111,7 @@ impl Machine {
         let is_aftermath = !asked && exit.class == ExitClass::LinkFault && others && gang.is_some();
         let (mut told, mut had_aftermath) = (false, false);
         if let Some(gang) = gang {
-            gang.costs.0 += costs.0;
-            gang.costs.1 += costs.1;
+            gang.costs += costs;
             (told, had_aftermath) = (gang.incident.is_some(), gang.aftermath.is_some());
         }
         let is_cause =
@@ -119,7 +128,7 @@ impl Machine {
             self.record_job(job_id);
             self.tell_of_end(node, exit);
         } else if is_cause {
-            let incident = self.settle_exit(now, node, exit, was_hung, &finding, (0, 0));
+            let incident = self.settle_exit(now, node, exit, was_hung, &finding, Costs::default());
             if let Some(gang) = self.gang_mut(job_id, epoch) {
                 gang.incident = incident;
                 gang.aftermath = None;
@@ -138,9 +147,9 @@ impl Machine {
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         let Some(gang) = job.gangs.get_mut(&epoch) else { return };
         if let Some(incident) = gang.incident {
-            let (rows, tokens) = std::mem::take(&mut gang.costs);
-            job.record.rows_requeued += rows;
-            self.incidents.add_costs(incident, rows, tokens);
+            let costs = std::mem::take(&mut gang.costs);
+            job.record.rows_requeued += costs.rows;
+            self.incidents.add_costs(incident, costs);
         }
     }
 
@@ -150,7 +159,7 @@ impl Machine {
         let untold = gang.filter(|gang| gang.incident.is_none()).and_then(|gang| gang.aftermath.take());
         if let Some((node, exit)) = untold {
             self.distrust_links(now, job_id, epoch);
-            let incident = self.settle_exit(now, &node, &exit, false, &Finding::Nothing, (0, 0));
+            let incident = self.settle_exit(now, &node, &exit, false, &Finding::Nothing, Costs::default());
             if let Some(gang) = self.gang_mut(job_id, epoch) {
                 gang.incident = incident;
             }
@@ -207,7 +216,7 @@ impl Machine {
         exit: &WorkerExit,
         was_hung: bool,
         answer: Answer,
-        (rows_requeued, tokens_saved): (u64, u64),
+        costs: Costs,
     ) -> u64 {
         let job_id = exit.worker.job;
         let fault = rules::fault_of(exit.class, was_hung);
@@ -226,8 +235,8 @@ impl Machine {
             summary,
             action,
             evidence: exit.evidence(),
-            rows_requeued,
-            tokens_saved,
+            costs,
+            noticed_after_ms: exit.quiet_ms,
         };
         self.incidents.open(now, fault, opening)
     }

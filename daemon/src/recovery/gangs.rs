@@ -8,6 +8,7 @@ use core::net::{IpAddr, SocketAddr};
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
+    costs::Costs,
     effect::{Command, GangLaunch, RankLaunch, StopMode},
     event::{Now, WorkerExit, WorkerPhase, WorkerSettings},
     machine::Machine,
@@ -26,8 +27,8 @@ pub(super) struct GangRecord {
     pub(super) links: Vec<Link>,
     /// The incident of its end, once that is told.
     pub(super) incident: Option<u64>,
-    /// Rows and tokens that its end cost, and are in no incident yet.
-    pub(super) costs: (u64, u64),
+    /// What its end cost, and is in no incident yet.
+    pub(super) costs: Costs,
     /// A rank that lost another one: what it says counts only if no other says what really happened.
     pub(super) aftermath: Option<(NodeId, WorkerExit)>,
     /// The end of a rank that can be a row's doing, and where it was.
@@ -49,7 +50,15 @@ impl GangRecord {
             })
         };
         let links = links.iter().filter(is_used).cloned().collect();
-        Self { reasons, links, incident: None, costs: (0, 0), aftermath: None, accusing: None, in_work: None }
+        Self {
+            reasons,
+            links,
+            incident: None,
+            costs: Costs::default(),
+            aftermath: None,
+            accusing: None,
+            in_work: None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::event::Now;
+use super::{costs::Costs, event::Now};
 use crate::model::{Fault, Incident, JobId, NodeId};
 
 /// Enough for a bad week to be read; older ones are in the events.
@@ -31,8 +31,8 @@ pub(super) struct Opening {
     pub(super) summary: String,
     pub(super) action: String,
     pub(super) evidence: Vec<String>,
-    pub(super) rows_requeued: u64,
-    pub(super) tokens_saved: u64,
+    pub(super) costs: Costs,
+    pub(super) noticed_after_ms: Option<u64>,
 }
 
 impl Incidents {
@@ -53,8 +53,8 @@ impl Incidents {
             known.outcome.clear();
             known.summary = opening.summary;
             known.action = opening.action;
-            known.rows_requeued += opening.rows_requeued;
-            known.tokens_saved += opening.tokens_saved;
+            add(known, opening.costs);
+            known.noticed_after_ms = known.noticed_after_ms.max(opening.noticed_after_ms);
             self.changed.insert(known.id);
             return known.id;
         }
@@ -75,20 +75,43 @@ impl Incidents {
             action: opening.action,
             outcome: String::new(),
             evidence: opening.evidence,
-            rows_requeued: opening.rows_requeued,
-            tokens_saved: opening.tokens_saved,
+            rows_requeued: opening.costs.rows,
+            tokens_saved: opening.costs.tokens_saved,
+            tokens_lost: opening.costs.tokens_lost,
+            noticed_after_ms: opening.noticed_after_ms,
+            first_token_after_ms: None,
+            load_ms: None,
+            went_on_as: String::new(),
         });
         self.changed.insert(self.last_id);
         self.last_id
     }
 
     /// What it cost besides what was known when it was opened.
-    pub(super) fn add_costs(&mut self, id: u64, rows_requeued: u64, tokens_saved: u64) {
-        if let Some(incident) = self.newest_last.iter_mut().rev().find(|incident| incident.id == id)
-            && (rows_requeued, tokens_saved) != (0, 0)
-        {
-            incident.rows_requeued += rows_requeued;
-            incident.tokens_saved += tokens_saved;
+    pub(super) fn add_costs(&mut self, id: u64, costs: Costs) {
+        if costs != Costs::default() {
+            self.change(id, |incident| add(incident, costs));
+        }
+    }
+
+    /// How the job went on after it.
+    pub(super) fn note_way(&mut self, id: u64, way: &str) {
+        self.change(id, |incident| way.clone_into(&mut incident.went_on_as));
+    }
+
+    /// When the job wrote its first token after it, and how long it had loaded before.
+    pub(super) fn note_first_token(&mut self, id: u64, after_ms: u64, load_ms: u64) {
+        self.change(id, |incident| {
+            if incident.first_token_after_ms < Some(after_ms) {
+                incident.first_token_after_ms = Some(after_ms);
+                incident.load_ms = Some(load_ms);
+            }
+        });
+    }
+
+    fn change(&mut self, id: u64, change: impl FnOnce(&mut Incident)) {
+        if let Some(incident) = self.newest_last.iter_mut().rev().find(|incident| incident.id == id) {
+            change(incident);
             self.changed.insert(id);
         }
     }
@@ -113,6 +136,12 @@ impl Incidents {
         let changed = std::mem::take(&mut self.changed);
         self.newest_last.iter().filter(move |incident| changed.contains(&incident.id)).cloned()
     }
+}
+
+fn add(incident: &mut Incident, costs: Costs) {
+    incident.rows_requeued += costs.rows;
+    incident.tokens_saved += costs.tokens_saved;
+    incident.tokens_lost += costs.tokens_lost;
 }
 
 /// Whether the fault is the known incident once more. What begins with the same line of evidence has the same cause.
@@ -142,7 +171,7 @@ mod tests {
             node: Some(node.into()),
             summary: format!("{cause} on {node}"),
             evidence: vec![cause.to_owned()],
-            rows_requeued: 2,
+            costs: Costs { rows: 2, ..Costs::default() },
             ..Opening::default()
         }
     }

@@ -340,6 +340,7 @@ mod tests {
             first_error: error.to_owned(),
             log_tail: vec![],
             started_rows: vec![],
+            quiet_ms: None,
         };
         let one = cause_of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
         assert_eq!(one, cause_of(&exit(ExitClass::Crashed, "at 0x9 row 77")));

@@ -201,6 +201,7 @@ impl Machine {
         let incident = self.incidents.open(now, Fault::LinkDown, opening);
         for (job, epoch) in gangs {
             self.blame(job, epoch, incident);
+            self.await_first_token(now, job, epoch, incident);
             let nodes = self.jobs.get(&job).map(|job| job.nodes_of(epoch)).unwrap_or_default();
             for node in nodes {
                 self.stop(now, &node, job, StopMode::Kill, StopReason::LinkLost, &summary);

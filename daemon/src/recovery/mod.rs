@@ -23,6 +23,7 @@
 //!                                └───────────────── hello ───────────────┴───────────────────────┘
 //! ```
 
+mod costs;
 mod damping;
 mod dispatch;
 mod effect;

@@ -58,11 +58,16 @@ impl Machine {
                     && lease.attempt == head.attempt =>
             {
                 let already = std::mem::replace(&mut lease.committing, true);
-                return if already { Verdict::Wait } else { Verdict::Commit };
+                if already {
+                    return Verdict::Wait;
+                }
+                self.account_result(node, head);
+                return Verdict::Commit;
             }
             None if replaying && head.worker.epoch <= job.record.epoch => {
                 let (epoch, attempt) = (head.worker.epoch, head.attempt);
                 job.grant(head.row, Lease { node: node.clone(), epoch, attempt, committing: true });
+                self.account_result(node, head);
                 return Verdict::Commit;
             }
             _ => {}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{
+    costs::{Costs, Vanished},
     effect::{Command, Effect, StopMode},
     event::{HeldRow, NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase},
     incidents::Opening,
@@ -30,6 +31,7 @@ impl Machine {
             id: session,
             since_unix_ms: now.unix_ms,
             replaying: Some(BTreeSet::new()),
+            vanished: Vec::new(),
             unsettled: VecDeque::new(),
             acked_spool_seq: None,
             must_resend: false,
@@ -47,9 +49,10 @@ impl Machine {
         }
         self.tell_of_return(now, &id, &before, &facts);
         self.refresh_links(now);
-        let held = self.reconcile(now, &id, workers);
+        let (held, vanished) = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
             session.replaying = Some(held);
+            session.vanished = vanished;
         }
     }
 
@@ -92,7 +95,8 @@ impl Machine {
         now: Now,
         id: &NodeId,
         reported: Vec<ReportedWorker>,
-    ) -> BTreeSet<(JobId, RowIx)> {
+    ) -> (BTreeSet<(JobId, RowIx)>, Vec<Vanished>) {
+        let mut vanished = Vec::new();
         let mut held = BTreeSet::new();
         let mut alive: BTreeSet<WorkerKey> = BTreeSet::new();
         for report in reported {
@@ -112,12 +116,18 @@ impl Machine {
             if let Some(worker) = job.workers.get(id)
                 && !alive.contains(&worker.key(*job_id))
             {
-                gone.push((*job_id, worker.epoch, worker.world_size, worker.stopping.is_some()));
+                gone.push((
+                    *job_id,
+                    worker.epoch,
+                    worker.world_size,
+                    worker.stopping.is_some(),
+                    worker.tokens_at_risk(),
+                ));
                 job.workers.remove(id);
                 job.record.launches.retain(|launch| launch.node != *id);
             }
         }
-        for (job, epoch, world_size, asked) in gone {
+        for (job, epoch, world_size, asked, tokens_at_risk) in gone {
             self.record_job(job);
             if !asked {
                 let message =
@@ -132,12 +142,14 @@ impl Machine {
                 };
                 let incident = self.incidents.open(now, Fault::AgentRestarted, opening);
                 self.blame(job, epoch, incident);
+                self.await_first_token(now, job, epoch, incident);
+                vanished.push(Vanished { job, incident, tokens_at_risk });
             }
             if world_size > 1 {
                 self.end_gang(now, job, epoch, &format!("the rank of its gang on {id} is gone"));
             }
         }
-        held
+        (held, vanished)
     }
 
     /// Takes a living worker as ours, if it is one we want. An epoch at or below the job's newest launch is one we
@@ -258,11 +270,16 @@ impl Machine {
             return;
         }
         let Some(held) = current.replaying.take() else { return };
+        let vanished = std::mem::take(&mut current.vanished);
         for job_id in self.open_jobs.clone() {
             let Some(job) = self.jobs.get_mut(&job_id) else { continue };
-            let (rows, tokens_saved) =
-                job.release(|row, lease| lease.node == *id && !held.contains(&(job_id, row)));
+            let costs = job.release(|row, lease| lease.node == *id && !held.contains(&(job_id, row)));
+            let Costs { rows, tokens_saved, .. } = costs;
             job.record.rows_requeued += rows;
+            if let Some(vanished) = vanished.iter().find(|vanished| vanished.job == job_id) {
+                let tokens_lost = if rows > 0 { vanished.tokens_at_risk } else { 0 };
+                self.incidents.add_costs(vanished.incident, Costs { tokens_lost, ..costs });
+            }
             if rows > 0 {
                 let message = format!(
                     "{rows} rows of {job_id} were lost with a worker on {id} and are handed out again \
@@ -342,16 +359,17 @@ impl Machine {
     }
 
     fn give_up_on(&mut self, now: Now, id: &NodeId) {
-        let (mut rows_requeued, mut tokens_saved) = (0, 0);
-        let mut broken = Vec::new();
+        let mut costs = Costs::default();
+        let (mut broken, mut ended) = (Vec::new(), Vec::new());
         for job_id in self.open_jobs.clone() {
             let Some(job) = self.jobs.get_mut(&job_id) else { continue };
             let worker = job.workers.remove(id);
             broken.extend(worker.iter().filter(|worker| worker.world_size > 1).map(|w| (job_id, w.epoch)));
-            let (rows, tokens) = job.release(|_, lease| lease.node == *id);
-            job.record.rows_requeued += rows;
-            rows_requeued += rows;
-            tokens_saved += tokens;
+            let mut of_job = job.release(|_, lease| lease.node == *id);
+            of_job.tokens_lost = worker.as_ref().map_or(0, Worker::tokens_at_risk);
+            job.record.rows_requeued += of_job.rows;
+            ended.extend(worker.as_ref().map(|worker| (job_id, worker.epoch)));
+            costs += of_job;
             let launches = job.record.launches.len();
             job.record.launches.retain(|launch| launch.node != *id);
             if worker.is_some() || launches != job.record.launches.len() {
@@ -360,7 +378,7 @@ impl Machine {
         }
         let seconds = self.policy.node_silent_ms as f64 / 1e3;
         let summary = format!("no word from {id} for {seconds:.0} s");
-        let rows = match rows_requeued {
+        let rows = match costs.rows {
             0 => String::new(),
             rows => format!("its {rows} rows were handed out again; "),
         };
@@ -370,11 +388,14 @@ impl Machine {
             node: Some(id.clone()),
             summary,
             action,
-            rows_requeued,
-            tokens_saved,
+            costs,
+            noticed_after_ms: Some(self.policy.node_silent_ms),
             ..Opening::default()
         };
         let incident = self.incidents.open(now, Fault::NodeSilent, opening);
+        for (job, epoch) in ended {
+            self.await_first_token(now, job, epoch, incident);
+        }
         for (job, epoch) in broken {
             self.blame(job, epoch, incident);
             self.end_gang(now, job, epoch, &format!("the node of a rank, {id}, is silent"));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
+    costs::{Costs, Mending, Vanished},
     effect::StopMode,
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
     gangs::GangRecord,
@@ -51,6 +52,8 @@ pub struct Session {
     pub since_unix_ms: u64,
     /// Still sending what it had spooled: the rows its workers hold. `None` afterwards.
     pub(super) replaying: Option<BTreeSet<(JobId, RowIx)>>,
+    /// Workers that had ended when it connected; what that cost is known when everything spooled has come.
+    pub(super) vanished: Vec<Vanished>,
     /// Results in the order of the spool: the front is acknowledged as it settles. As many at most as rows are out.
     pub(super) unsettled: VecDeque<Unsettled>,
     /// The newest position acknowledged, or the one before the first result seen.
@@ -116,10 +119,14 @@ pub struct Worker {
     /// When its newest step was, or when it entered its phase.
     pub(super) last_step_mono_ms: u64,
     pub(super) step: u64,
+    /// How long it had taken no step when it was told to end.
+    pub(super) quiet_ms: Option<u64>,
     pub(super) command_id: u64,
     pub(super) rate: TokenRate,
     /// Since it was started.
     pub(super) generated_tokens: u64,
+    /// Of them, those in checkpoints and results.
+    pub(super) accounted_tokens: u64,
     pub(super) prompt_tokens: u64,
 }
 
@@ -160,9 +167,11 @@ impl Worker {
             since_unix_ms: now.unix_ms,
             last_step_mono_ms: now.mono_ms,
             step: 0,
+            quiet_ms: None,
             command_id,
             rate: TokenRate::default(),
             generated_tokens: 0,
+            accounted_tokens: 0,
             prompt_tokens: 0,
         }
     }
@@ -192,9 +201,11 @@ impl Worker {
             since_unix_ms: now.unix_ms,
             last_step_mono_ms: now.mono_ms,
             step: report.step,
+            quiet_ms: None,
             command_id: 0,
             rate: TokenRate::default(),
             generated_tokens: 0,
+            accounted_tokens: 0,
             prompt_tokens: 0,
         }
     }
@@ -286,6 +297,8 @@ pub struct Job {
     pub(super) hangs_in_a_row: u32,
     pub(super) adopting: Option<Adopting>,
     pub(super) rate: RowRate,
+    /// Faults after which it has written nothing yet.
+    pub(super) mending: Option<Mending>,
     /// Its window, while that is closed.
     pub(super) closed: Option<Closed>,
     /// Since when it has nothing that runs it and nothing to wait for.
@@ -330,6 +343,7 @@ impl Job {
             hangs_in_a_row: 0,
             adopting: None,
             rate: RowRate::default(),
+            mending: None,
             closed: None,
             idle_since: None,
             parked: None,
@@ -421,7 +435,7 @@ impl Job {
 
     /// Takes rows from their holder and puts them first in line. Rows whose result is being made durable stay. Returns
     /// how many rows, and how many of their tokens are safe in checkpoints.
-    pub(super) fn release(&mut self, wanted: impl Fn(RowIx, &Lease) -> bool) -> (u64, u64) {
+    pub(super) fn release(&mut self, wanted: impl Fn(RowIx, &Lease) -> bool) -> Costs {
         let rows: Vec<RowIx> = self
             .leases
             .iter()
@@ -433,7 +447,7 @@ impl Job {
             self.release_one(*row);
             tokens_saved += self.checkpoints.get(row).map_or(0, |checkpoint| checkpoint.tokens.len() as u64);
         }
-        (rows.len() as u64, tokens_saved)
+        Costs { rows: rows.len() as u64, tokens_saved, tokens_lost: 0 }
     }
 
     /// Takes one row from its holder and puts it first in line.

@@ -85,6 +85,9 @@ impl Machine {
         if worker.stopping.is_some() && !is_stronger {
             return;
         }
+        if worker.stopping.is_none() {
+            worker.quiet_ms = Some(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
+        }
         worker.stopping = Some(worker.stopping.unwrap_or(why));
         worker.stop_mode = Some(mode);
         worker.last_step_mono_ms = now.mono_ms;
@@ -112,6 +115,7 @@ impl Machine {
         worker.phase = WorkerPhase::Idle;
         worker.last_step_mono_ms = now.mono_ms;
         let (pid, job) = (worker.pid, key.job);
+        self.note_load(job, key.epoch, load_ms);
         self.note_lap(now, node, job, Lap::Load { ms: load_ms });
         if self.jobs.get(&job).is_some_and(|job| job.is_complete(key.epoch)) {
             self.note_met(job, key.epoch);
@@ -158,21 +162,33 @@ impl Machine {
             worker.last_step_mono_ms = worker.last_step_mono_ms.max(newest_mono_ms);
         }
         worker.prompt_tokens = news.prompt_tokens;
+        let has_written = news.generated_tokens > 0;
         let by_fallback = worker.rung.is_some_and(|rung| rung.fallback);
         let job_id = news.worker.job;
         if let Some(lap) = lap {
             self.note_lap(now, node, job_id, lap);
         }
+        if has_written {
+            self.note_tokens(now, job_id, news.worker.epoch);
+        }
         let Some(job) = self.jobs.get_mut(&news.worker.job) else { return };
+        let mut accounted = 0;
         let mut grown: Vec<RowIx> = Vec::new();
         for fresh in news.checkpoints {
             let from_holder = job.leases.get(&fresh.row).is_some_and(|lease| {
                 lease.node == *node && lease.epoch == news.worker.epoch && lease.attempt == fresh.attempt
             });
+            let (before, known) = (fresh.checkpoint.tokens.len(), job.checkpoints.get(&fresh.row));
+            let known = known.map_or(0, |known| known.tokens.len());
             let part = Checkpoint { by_fallback, ..fresh.checkpoint };
             if from_holder && join(job.checkpoints.entry(fresh.row).or_default(), fresh.offset, part) {
                 grown.push(fresh.row);
+                // A whole one tells again what is known already.
+                accounted += if fresh.offset == 0 { before.saturating_sub(known) } else { before };
             }
+        }
+        if let Some(worker) = job.workers.get_mut(node).filter(|worker| worker.epoch == news.worker.epoch) {
+            worker.accounted_tokens += accounted as u64;
         }
         if !grown.is_empty() {
             self.out.push(super::effect::Effect::SaveCheckpoints { job: news.worker.job, rows: grown });

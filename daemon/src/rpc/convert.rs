@@ -309,6 +309,7 @@ pub(crate) fn worker_exit(worker: WorkerKey, exited: &v1::WorkerExited) -> Worke
         first_error: clip(&exited.first_error),
         log_tail: exited.log_tail[first_kept..].iter().map(|line| clip(line)).collect(),
         started_rows: exited.started_rows.iter().copied().map(RowIx).collect(),
+        quiet_ms: None,
     }
 }
 

@@ -139,6 +139,10 @@ fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
         text.push(' ');
         text.push_str(&capital(&sentence(part)));
     }
+    if let Some(way) = &incident.went_on_as {
+        let after = incident.first_token_after_ms.map(|ms| format!(" after {}", units::duration(ms)));
+        text.push_str(&format!(" It went on with {way}{}.", after.unwrap_or_default()));
+    }
     let mut cost = Vec::new();
     if incident.times > 1 {
         let last = incident.last_at.map(|at| format!(", last at {}", screen.moment(at.0).trim_start()));

@@ -102,6 +102,14 @@ pub struct IncidentView {
     pub tokens_lost: u64,
     /// Tokens kept by checkpoints.
     pub tokens_saved: u64,
+    /// From the last sign that all was well to the notice.
+    pub noticed_after_ms: Option<u64>,
+    /// From the notice to the first token of a new launch, with the time in which that loaded its model.
+    pub first_token_after_ms: Option<u64>,
+    /// How long that launch loaded.
+    pub load_ms: Option<u64>,
+    /// How the job went on: "a pipeline over ring (Thunderbolt)", "independent workers".
+    pub went_on_as: Option<String>,
 }
 
 impl From<v1::Incident> for IncidentView {
@@ -122,6 +130,10 @@ impl From<v1::Incident> for IncidentView {
             rows_requeued: incident.rows_requeued,
             tokens_lost: incident.tokens_lost,
             tokens_saved: incident.tokens_saved,
+            noticed_after_ms: incident.noticed_after_ms,
+            first_token_after_ms: incident.first_token_after_ms,
+            load_ms: incident.load_ms,
+            went_on_as: text(incident.went_on_as),
         }
     }
 }

@@ -43,6 +43,11 @@ fn incident(id: u64, mark: u64, evidence_bytes: usize) -> Incident {
         evidence: vec!["e".repeat(400); evidence_bytes / 400],
         rows_requeued: 3,
         tokens_saved: 4,
+        tokens_lost: 2,
+        noticed_after_ms: Some(90),
+        first_token_after_ms: None,
+        load_ms: None,
+        went_on_as: String::new(),
     }
 }
 

@@ -442,6 +442,7 @@ fn a_row_that_ends_another_rank_is_suspected_whichever_is_heard_first() {
                 first_error: "it broke".to_owned(),
                 log_tail: vec![],
                 started_rows: rows.iter().copied().map(RowIx).collect(),
+                quiet_ms: None,
             };
             kit.tell(Event::WorkerExited { node: ranks[rank].0.as_str().into(), exit })
         };

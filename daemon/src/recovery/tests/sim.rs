@@ -99,6 +99,7 @@ impl SimAgent {
             first_error: String::new(),
             log_tail: vec![],
             started_rows,
+            quiet_ms: None,
         }));
     }
 }
