@@ -127,6 +127,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     // Ends when the supervisor has, and what it left has been sent.
     let options = session::Options {
         controller: settings.controller,
+        transport: session::transport::start().map_err(io("start the thread of the connection"))?,
         node_id: settings.node_id,
         instance_id: fresh_id(),
         inspector: Inspector::new(
