@@ -82,7 +82,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     make_private(&records_dir)?;
 
     let native = probe::native(probe::Options { state_dir: dir.clone(), boot_id: settings.boot_id.clone() });
-    let probe = probe::watch::run(native).map_err(io("start the probe's thread"))?;
+    let probe =
+        probe::watch::run(native, probe::changes::native()).map_err(io("start the probe's thread"))?;
     let boot_id = probe.subscribe().borrow().boot_id.clone();
     let leftovers = end_leftovers(records_dir.clone(), boot_id.clone()).await?;
     // Behind the leftovers: nobody reads these any more.
@@ -126,6 +127,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     // Ends when the supervisor has, and what it left has been sent.
     let options = session::Options {
         controller: settings.controller,
+        transport: session::transport::start().map_err(io("start the thread of the connection"))?,
         node_id: settings.node_id,
         instance_id: fresh_id(),
         inspector: Inspector::new(

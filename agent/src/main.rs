@@ -16,7 +16,7 @@ const BLOCKING_THREADS: usize = 4 + nightshift_agent::session::inspections::MAX_
 fn main() -> ExitCode {
     let arguments = commands::Arguments::parse();
     // One thread: a step of a worker then wakes one thread once, which is what supervision costs while a model runs. What
-    // can block (disks, probes) has threads of its own.
+    // can block (disks, probes) has threads of its own, and so has what must not wait (the connection with its heartbeats).
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()

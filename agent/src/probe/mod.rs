@@ -6,8 +6,10 @@
 //! * [`observation`] is the plain data and its wire form;
 //! * [`parse`] turns the text of files and tools into values, without touching the system;
 //! * `linux` and `macos` do the reading, behind [`Probe`];
+//! * [`changes`] tells when it is time to look at the interfaces again;
 //! * [`watch`] is the thread that probes regularly, and at once when a link changes.
 
+pub mod changes;
 pub mod interfaces;
 pub mod observation;
 pub mod parse;
@@ -32,7 +34,7 @@ pub trait Probe: Send {
     /// Everything, now.
     fn observe(&mut self) -> Observation;
 
-    /// Only the network interfaces: cheap enough for every second, because a lost link must be seen within one.
+    /// Only the network interfaces: cheap enough for every second, and for every change the kernel tells of.
     ///
     /// # Errors
     /// One sentence when the system does not list them.

@@ -18,7 +18,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Options, feed, inspections::Inspections, logs::Requests, outgoing, writer::Writer};
+use super::{Options, feed, inspections::Inspections, logs::Requests, outgoing, transport, writer::Writer};
 use crate::{
     ledger::Ledger,
     spool::{self, Cursor},
@@ -82,6 +82,12 @@ pub enum Error {
 impl From<outgoing::Closed> for Error {
     fn from(_: outgoing::Closed) -> Self {
         Self::Lost("the stream is closed".to_owned())
+    }
+}
+
+impl From<transport::Gone> for Error {
+    fn from(_: transport::Gone) -> Self {
+        Self::Internal("the thread of the connection to the controller has ended")
     }
 }
 
@@ -152,17 +158,17 @@ pub async fn change_over(options: &Options, ledger: &mut Ledger, id: &str) -> Re
 }
 
 async fn dial(options: &Options) -> Result<Channel, Error> {
-    let unreachable = |source| Error::Unreachable { address: options.controller, source };
-    Endpoint::from_shared(format!("http://{}", options.controller))
+    let address = options.controller;
+    let unreachable = |source| Error::Unreachable { address, source };
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
         .connect_timeout(CONNECT_LIMIT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-        .map_err(unreachable)
+        .keep_alive_while_idle(true);
+    // What dials is where the connection lives.
+    options.transport.run(async move { endpoint.connect().await }).await?.map_err(unreachable)
 }
 
 /// The ends of what a session is made of.

@@ -11,6 +11,7 @@
 //! it is news that has been overtaken. Nothing here holds a worker up but a full spool.
 //!
 //! * [`feed`] is how events come in from the supervisor; [`outgoing`] is the stream of messages with its heartbeats;
+//! * [`transport`] is the thread that carries it, and [`runtime_lag`] tells it how late everything else is;
 //! * [`conversation`] is one session, [`writer`] its outgoing half; [`logs`] answers log requests, and
 //!   [`inspections`] questions about models;
 //! * [`retry`] decides how long to wait before the next.
@@ -21,6 +22,8 @@ pub mod inspections;
 pub mod logs;
 pub mod outgoing;
 pub mod retry;
+pub mod runtime_lag;
+pub mod transport;
 pub mod writer;
 
 use std::{
@@ -36,12 +39,15 @@ use crate::{ledger::Ledger, logging::LogStore, probe, runtime, spool, supervisor
 use conversation::Error;
 use inspections::Inspector;
 use retry::Retry;
+use transport::Transport;
 
 /// What sessions need.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where the controller is.
     pub controller: SocketAddr,
+    /// Carries the connection there.
+    pub transport: Transport,
     /// Who we are.
     pub node_id: String,
     /// This start of the agent.

@@ -1,10 +1,13 @@
 //! The controller goes away and comes back: nothing finished is lost, nothing running is disturbed.
 
 use crate::support::{Controller, Site, fake_worker, is_alive, numbers, until, worker};
-use nightshift_proto::v1::{ExitClass, StopMode, agent_message::Body};
+use nightshift_proto::v1::{self, ExitClass, StopMode, agent_message::Body, controller_message};
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,4 +221,38 @@ async fn a_full_spool_holds_the_worker_up_and_loses_nothing() {
     }
     let expected: Vec<(u64, u32)> = (0..2_000).map(|row| (u64::from(row) + 1, row)).collect();
     assert_eq!(seen, expected);
+}
+
+/// The write that holds the agent up goes into a pipe that nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_held_up_does_not_accuse_its_node() {
+    let (site, mut controller) = (Site::new(), Controller::start().await);
+    let _agent = site.agent(controller.address, &[]);
+    let mut session = controller.session().await;
+    session.begin().await;
+    let record = site.state_dir().join("workers/j7-e5-r0.json.tmp");
+    mkfifo(&record, Mode::S_IRWXU).unwrap();
+    let start = v1::StartWorker {
+        command_id: 5,
+        worker: Some(worker(5)),
+        model: "tiny".into(),
+        ..v1::StartWorker::default()
+    };
+    session.send(controller_message::Body::StartWorker(start)).await;
+    session
+        .find(|body| match body {
+            Body::Heartbeat(heartbeat) => (heartbeat.lag_ms >= 2_000).then_some(()),
+            Body::CommandResult(result) => panic!("nothing held it up: {result:?}"),
+            _ => None,
+        })
+        .await;
+    let text = tokio::task::spawn_blocking(move || std::fs::read_to_string(record).unwrap()).await.unwrap();
+    assert!(text.contains("\"epoch\":5"), "{text}");
+    assert!(session.command_result(5).await.accepted);
+    session
+        .find(|body| match body {
+            Body::Heartbeat(heartbeat) => (heartbeat.lag_ms < 1_000).then_some(()),
+            _ => None,
+        })
+        .await;
 }
