@@ -58,7 +58,7 @@ pub enum Command {
     /// Show nodes, jobs and incidents on one screen
     Status(commands::status::Args),
     /// Submit a job: a file of rows, or of prompts
-    Submit(commands::submit::Args),
+    Submit(Box<commands::submit::Args>),
     /// Say where a model fits and how it would run, here or on machines you do not have yet
     Plan(commands::plan::Args),
     /// List jobs
@@ -96,7 +96,7 @@ impl Command {
     pub async fn run(self, app: &mut App) -> Result<Exit> {
         match self {
             Command::Status(args) => commands::status::run(args, app).await,
-            Command::Submit(args) => commands::submit::run(args, app).await,
+            Command::Submit(args) => commands::submit::run(*args, app).await,
             Command::Plan(args) => commands::plan::run(args, app).await,
             Command::Jobs(args) => commands::jobs::run(args, app).await,
             Command::Job(args) => commands::job::run(args, app).await,
