@@ -24,6 +24,7 @@ use crate::{
     leftovers, lock,
     lock::InstanceLock,
     logging::LogStore,
+    memory_debt::MemoryDebt,
     model, probe, runtime, session,
     session::inspections::Inspector,
     spool, supervisor,
@@ -89,6 +90,11 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     // Behind the leftovers: nobody reads these any more.
     let gang_files = Files::open(dir.join("gangs")).map_err(io("make the directory for gangs"))?;
     let jaccl_starts = Starts::open(&dir.join("jaccl-starts.json"), boot_id.as_deref());
+    let (starts_used, starts_used_now) = watch::channel(jaccl_starts.budget().used);
+    let memory_debt = MemoryDebt::open(&dir.join("memory-debt.json"), boot_id.as_deref());
+    for _ in leftovers.iter().filter(|leftover| leftover.exited.killed_while_loaded) {
+        memory_debt.note_kill();
+    }
     let store = spool::Store::open(spool::Options {
         dir: dir.join("spool"),
         max_bytes: settings.spool_max_bytes,
@@ -118,6 +124,9 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             model_roots: settings.model_roots.clone(),
             node_id: settings.node_id.clone(),
             jaccl_starts,
+            starts_used,
+            memory_debt: memory_debt.clone(),
+            probe: probe.clone(),
             gang_files,
             grace: settings.worker_grace,
             leftovers,
@@ -140,6 +149,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         spool: spool.clone(),
         logs,
         probe,
+        boot: session::Boot { memory_debt, rdma_starts: starts_used_now },
         runtime,
     };
     session::run(options, ledger).await;

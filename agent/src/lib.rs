@@ -32,6 +32,7 @@ pub mod leftovers;
 pub mod link_prep;
 pub mod lock;
 pub mod logging;
+pub mod memory_debt;
 pub mod model;
 pub mod paths;
 pub mod probe;

@@ -179,6 +179,8 @@ pub struct Recovery {
     pub climb_settle_ms: u64,
     /// In which half of what is remembered of failures is forgotten.
     pub penalty_half_life_ms: u64,
+    /// So much wired memory that did not come back after a kill, and no model is loaded until a reboot.
+    pub stranded_bytes: u64,
     /// A node not seen for so many days is no longer listed.
     pub forget_node_days: u64,
 }
@@ -205,6 +207,7 @@ impl Default for Recovery {
             most_settle_ms: policy.most_settle_ms,
             climb_settle_ms: policy.climb_settle_ms,
             penalty_half_life_ms: policy.penalty_half_life_ms,
+            stranded_bytes: policy.stranded_bytes,
             forget_node_days: policy.forget_node_ms / DAY_MS,
         }
     }
@@ -366,6 +369,7 @@ impl Config {
             most_settle_ms: self.recovery.most_settle_ms,
             climb_settle_ms: self.recovery.climb_settle_ms,
             penalty_half_life_ms: self.recovery.penalty_half_life_ms,
+            stranded_bytes: self.recovery.stranded_bytes,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
             gang_rendezvous_ms: self.gangs.rendezvous_ms,

@@ -116,6 +116,8 @@ impl Observation {
             }),
             disk_available_bytes: self.disk_available_bytes,
             problems: self.problems.clone(),
+            memory_debt: None,
+            rdma_starts: None,
         }
     }
 }

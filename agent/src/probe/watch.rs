@@ -11,7 +11,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -28,6 +28,9 @@ use crate::util;
 /// A lost carrier is to be seen within a second (DESIGN, faults and answers), also where nobody tells of it.
 const LINK_POLL: Duration = Duration::from_secs(1);
 
+/// A look that somebody in this process asks for is taken this soon.
+const WANTED_WITHIN: Duration = Duration::from_millis(100);
+
 /// From a look that was asked for to the next: one change makes several messages, a port that flaps makes hundreds a second,
 /// and none of that may take a worker's processor time. The first of them is answered at once.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -41,6 +44,7 @@ const DEFAULT_INTERVAL_MS: u64 = 10_000;
 pub struct Handle {
     newest: watch::Receiver<Arc<Observation>>,
     interval_ms: Arc<AtomicU64>,
+    look_soon: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -48,6 +52,11 @@ impl Handle {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<Observation>> {
         self.newest.clone()
+    }
+
+    /// Observe everything as soon as the thread can.
+    pub fn look_soon(&self) {
+        self.look_soon.store(true, Ordering::Relaxed);
     }
 
     /// Observe everything this often, and not more often than every second.
@@ -68,18 +77,26 @@ pub fn run(
 ) -> io::Result<Handle> {
     let (publish, newest) = watch::channel(Arc::new(probe.observe()));
     let interval_ms = Arc::new(AtomicU64::new(DEFAULT_INTERVAL_MS));
-    let handle = Handle { newest, interval_ms: Arc::clone(&interval_ms) };
+    let look_soon = Arc::new(AtomicBool::new(false));
+    let handle = Handle { newest, interval_ms: Arc::clone(&interval_ms), look_soon: Arc::clone(&look_soon) };
     let mut alarm = Alarm::new(changes);
     thread::Builder::new().name("probe".to_owned()).spawn(move || {
         let mut observed_at = Instant::now();
+        let mut looked_at = Instant::now();
         loop {
             let told = alarm.wait();
             if publish.is_closed() {
                 return;
             }
-            let due = observed_at.elapsed() >= Duration::from_millis(interval_ms.load(Ordering::Relaxed));
+            let is_wanted = look_soon.swap(false, Ordering::Relaxed);
+            let interval = Duration::from_millis(interval_ms.load(Ordering::Relaxed));
+            let due = is_wanted || observed_at.elapsed() >= interval;
+            let is_time = told || looked_at.elapsed() >= LINK_POLL;
+            if is_time {
+                looked_at = Instant::now();
+            }
             let mut moved = || probe.interfaces().is_ok_and(|now| now != publish.borrow().interfaces);
-            if due || moved() {
+            if due || (is_time && moved()) {
                 observed_at = Instant::now();
                 publish.send_replace(Arc::new(probe.observe()));
             }
@@ -99,13 +116,13 @@ impl Alarm {
         Self(changes.inspect_err(report).ok())
     }
 
-    /// Waits for a change, a second at most. Returns whether somebody told of one.
+    /// Waits for a change, for a moment at most. Returns whether somebody told of one.
     fn wait(&mut self) -> bool {
         let Some(changes) = &mut self.0 else {
-            thread::sleep(LINK_POLL);
+            thread::sleep(WANTED_WITHIN);
             return false;
         };
-        changes.wait(LINK_POLL).unwrap_or_else(|error| {
+        changes.wait(WANTED_WITHIN).unwrap_or_else(|error| {
             report(&error);
             self.0 = None;
             false
@@ -122,10 +139,7 @@ fn report(error: &changes::Error) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        atomic::{AtomicBool, AtomicUsize},
-        mpsc,
-    };
+    use std::sync::{atomic::AtomicUsize, mpsc};
 
     use nix::errno::Errno;
 

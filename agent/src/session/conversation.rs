@@ -189,7 +189,7 @@ async fn talk(
     let mut observations = options.probe.subscribe();
     let mut runtime = options.runtime.clone();
     let (spooled_results, acked) = options.spool.waiting().await?;
-    let observation = observations.borrow_and_update().to_proto();
+    let observation = options.boot.with(&observations.borrow_and_update());
     let runtime_status = runtime.borrow_and_update().to_proto();
     sender
         .send(Body::Hello(v1::Hello {
@@ -243,6 +243,7 @@ async fn talk(
         feed: events,
         spool: options.spool.clone(),
         observations,
+        boot: options.boot.clone(),
         sent_through: Arc::clone(&sent_through),
         cursor: Cursor::after(acked),
     };

@@ -16,6 +16,7 @@
 //!   [`inspections`] questions about models;
 //! * [`retry`] decides how long to wait before the next.
 
+mod boot;
 pub mod conversation;
 pub mod feed;
 pub mod inspections;
@@ -36,6 +37,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{ledger::Ledger, logging::LogStore, probe, runtime, spool, supervisor, util};
+pub use boot::Boot;
 use conversation::Error;
 use inspections::Inspector;
 use retry::Retry;
@@ -66,6 +68,8 @@ pub struct Options {
     pub logs: LogStore,
     /// Has the observations.
     pub probe: probe::watch::Handle,
+    /// Told with every observation.
+    pub boot: Boot,
     /// A change of it begins a new session, because only the Hello tells it.
     pub runtime: watch::Receiver<Arc<runtime::Status>>,
 }

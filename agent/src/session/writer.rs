@@ -8,7 +8,7 @@ use std::sync::{
 use nightshift_proto::v1::{self, agent_message::Body};
 use tokio::sync::watch;
 
-use super::{conversation::Error, feed, outgoing::Sender};
+use super::{Boot, conversation::Error, feed, outgoing::Sender};
 use crate::{
     probe::Observation,
     spool::{self, Cursor},
@@ -31,6 +31,8 @@ pub struct Writer {
     pub spool: spool::Handle,
     /// Observations.
     pub observations: watch::Receiver<Arc<Observation>>,
+    /// Told with them.
+    pub boot: Boot,
     /// The highest number sent in this session, for the incoming half: more cannot be acknowledged.
     pub sent_through: Arc<AtomicU64>,
     /// Where to go on.
@@ -61,7 +63,7 @@ impl Writer {
                 },
                 changed = self.observations.changed() => {
                     changed.map_err(|_| Error::Internal("the probe has ended"))?;
-                    let observation = self.observations.borrow_and_update().to_proto();
+                    let observation = self.boot.with(&self.observations.borrow_and_update());
                     self.send(Body::Observation(observation)).await?;
                 }
             }

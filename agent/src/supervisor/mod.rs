@@ -13,7 +13,7 @@ mod task;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nightshift_proto::v1;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use task::run;
@@ -22,7 +22,8 @@ use crate::{
     epochs::{self, Epochs},
     gang::{files::Files, starts::Starts},
     logging::LogStore,
-    runtime,
+    memory_debt::MemoryDebt,
+    probe, runtime,
     session::feed::Sender as Feed,
     spool,
     worker::{process::Launcher, task::Departure},
@@ -56,6 +57,12 @@ pub struct Options {
     pub node_id: String,
     /// JACCL starts of this boot.
     pub jaccl_starts: Starts,
+    /// How many of them, for the controller.
+    pub starts_used: watch::Sender<u32>,
+    /// What killed workers may have left.
+    pub memory_debt: MemoryDebt,
+    /// Has the machine looked at soon.
+    pub probe: probe::watch::Handle,
     /// Where ranks of gangs keep their files.
     pub gang_files: Files,
     /// When the agent ends, and where a stop names no grace.

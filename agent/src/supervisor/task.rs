@@ -260,6 +260,7 @@ impl Supervisor {
                 .map_err(|error| format!("the count of RDMA starts cannot be written: {error}"))
         });
         self.options.jaccl_starts = spent.await.map_err(|error| error.to_string())??;
+        self.options.starts_used.send_replace(self.options.jaccl_starts.budget().used);
         Ok(())
     }
 
@@ -299,6 +300,7 @@ impl Supervisor {
                 return;
             }
         };
+        self.options.memory_debt.note_start();
         let pid = process.group.leader();
         tracing::info!(%key, pid, model = init.model, "a worker has been started");
         self.event(key, worker_event::Event::Started(v1::WorkerStarted { pid }));
@@ -369,6 +371,7 @@ impl Supervisor {
         match ended {
             Ok((id, departure)) => {
                 self.keys.remove(&id);
+                self.note_end(&departure.exited);
                 self.depart(departure);
             }
             Err(error) => {
@@ -384,10 +387,17 @@ impl Supervisor {
                     killed_while_loaded: true,
                     ..Default::default()
                 };
+                self.note_end(&exited);
                 let after_seq = *self.options.spool.last_seq().borrow();
                 self.depart(Departure { key, exited, checkpoints: Vec::new(), after_seq });
             }
         }
+    }
+
+    /// Before the end is told: whoever hears of it may rely on what is known of the memory then.
+    fn note_end(&self, exited: &v1::WorkerExited) {
+        self.options.memory_debt.note_end(exited.killed_while_loaded);
+        self.options.probe.look_soon();
     }
 
     fn depart(&mut self, departure: Departure) {

@@ -67,6 +67,9 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
              late."
         }
         "recovery.penalty_half_life_ms" => "In which half of what is remembered of failures is forgotten.",
+        "recovery.stranded_bytes" => {
+            "So much wired memory that did not come back after a worker was killed, and no model is loaded there until a reboot."
+        }
         "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
         "limits.max_row_bytes" => "The longest input line.",
         "limits.max_rows" => "The most rows of one job.",

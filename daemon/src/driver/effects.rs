@@ -391,6 +391,7 @@ fn not_started(node: &NodeId, worker: WorkerKey) -> Event {
         first_error: "its launch could not be recorded".to_owned(),
         log_tail: Vec::new(),
         started_rows: Vec::new(),
+        killed_while_loaded: false,
         quiet_ms: None,
     };
     Event::WorkerExited { node: node.clone(), exit }

@@ -200,8 +200,9 @@ impl Driver {
                 let display = self.displays.entry(node.clone()).or_default();
                 let memory = convert::memory(Some(&observation), display.memory_budget_bytes);
                 let interfaces = convert::interfaces(Some(&observation));
+                let boot = convert::boot(Some(&observation));
                 display.observation = Some(observation);
-                self.apply(Event::Observed { node, memory, interfaces }, &[]).await;
+                self.apply(Event::Observed { node, memory, interfaces, boot }, &[]).await;
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,
             FromAgent::Progress(progress) => {

@@ -292,7 +292,8 @@ fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
         .quarantine
         .as_ref()
         .map(|quarantine| condition("Quarantined", True, "GpuFaults", &quarantine.reason));
-    [ready, connected, runtime].into_iter().chain(quarantined).collect()
+    let reboot = node.needs_reboot().map(|(reason, text)| condition("NeedsReboot", True, reason, &text));
+    [ready, connected, runtime].into_iter().chain(quarantined).chain(reboot).collect()
 }
 
 fn worker_message(now: Now, job: &Job, worker: &Worker) -> v1::Worker {

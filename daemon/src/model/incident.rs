@@ -30,6 +30,8 @@ pub enum Fault {
     AgentRestarted,
     /// The machine itself started anew.
     NodeRebooted,
+    /// Only a restart of the machine brings back what it lacks.
+    NeedsReboot,
     /// A node cannot load or run the job's model.
     ModelUnusable,
     /// Results cannot be stored.
@@ -54,6 +56,7 @@ impl Fault {
             Self::NodeSilent => "node-silent",
             Self::AgentRestarted => "agent-restarted",
             Self::NodeRebooted => "node-rebooted",
+            Self::NeedsReboot => "needs-reboot",
             Self::ModelUnusable => "model-unusable",
             Self::DiskFull => "disk-full",
             Self::LedgerRepaired => "ledger-repaired",

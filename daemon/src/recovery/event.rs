@@ -39,8 +39,31 @@ pub struct NodeFacts {
     pub memory: NodeMemory,
     /// What it says of its interfaces.
     pub interfaces: Vec<Interface>,
+    /// What this boot has been through.
+    pub boot: BootFacts,
     /// Runtime and hardware: nodes of which these are equal compute alike. Empty when unknown.
     pub platform: String,
+}
+
+/// What a boot of a node has been through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BootFacts {
+    /// Wired beyond the least of this boot while no worker runs; `None` while that is not known.
+    pub stranded_bytes: Option<u64>,
+    /// Workers that held a model when they were killed.
+    pub kills_while_loaded: u32,
+    /// Starts of ranks over RDMA.
+    pub rdma_starts: u32,
+    /// How many there may be; 0 where that is not known.
+    pub most_rdma_starts: u32,
+}
+
+impl BootFacts {
+    /// Whether no rank may be started over RDMA any more.
+    #[must_use]
+    pub fn rdma_is_used_up(&self) -> bool {
+        self.most_rdma_starts > 0 && self.rdma_starts >= self.most_rdma_starts
+    }
 }
 
 /// What a node found of a model.
@@ -262,6 +285,8 @@ pub struct WorkerExit {
     pub log_tail: Vec<String>,
     /// The rows it was generating.
     pub started_rows: Vec<RowIx>,
+    /// Whether it held a model when it was killed: its memory may be lost until the next boot.
+    pub killed_while_loaded: bool,
     /// From its last step to the notice of its end; for the machine to fill in.
     pub quiet_ms: Option<u64>,
 }
@@ -332,6 +357,8 @@ pub enum Event {
         memory: NodeMemory,
         /// Its interfaces.
         interfaces: Vec<Interface>,
+        /// What its boot has been through.
+        boot: BootFacts,
     },
     /// A node answered about a model.
     ModelFound {

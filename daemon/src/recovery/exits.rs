@@ -26,6 +26,7 @@ impl Machine {
                 first_error: problem,
                 log_tail: Vec::new(),
                 started_rows: Vec::new(),
+                killed_while_loaded: false,
                 quiet_ms: None,
             };
             self.on_worker_exited(now, node, &exit);
@@ -45,6 +46,9 @@ impl Machine {
             || exit.class == ExitClass::Orderly;
         if exit.class == ExitClass::Apart && !asked {
             self.note_unmet(now, job_id, epoch);
+        }
+        if exit.killed_while_loaded {
+            self.note_kill(node);
         }
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
         job.workers.remove(node);

@@ -340,6 +340,7 @@ mod tests {
             first_error: error.to_owned(),
             log_tail: vec![],
             started_rows: vec![],
+            killed_while_loaded: false,
             quiet_ms: None,
         };
         let one = cause_of(&exit(ExitClass::Crashed, "at 0x12 row 3"));

@@ -141,7 +141,13 @@ impl Machine {
     /// The links that a plan may use now.
     pub(super) fn settled_links(&self) -> Vec<Link> {
         let relied = |link: &&Link| !self.link_health.unsettled.contains(&pair_of(link));
-        self.links.iter().filter(relied).cloned().collect()
+        let mut links: Vec<Link> = self.links.iter().filter(relied).cloned().collect();
+        for end in links.iter_mut().flat_map(|link| [&mut link.a, &mut link.b]) {
+            if self.nodes.get(&end.node).is_some_and(|node| node.facts.boot.rdma_is_used_up()) {
+                end.rdma_device = None;
+            }
+        }
+        links
     }
 
     /// Why a plan does without some of the links that are there.

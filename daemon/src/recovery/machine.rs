@@ -94,8 +94,9 @@ impl Machine {
                 self.policy = policy;
                 self.refresh_links(now);
             }
-            Event::Observed { node, memory, interfaces } => {
-                reconsider = self.on_observed(now, &node, memory, interfaces);
+            Event::Observed { node, memory, interfaces, boot } => {
+                reconsider =
+                    self.on_observed(now, &node, memory, interfaces) | self.on_boot_facts(now, &node, boot);
             }
             Event::ModelFound { node, session, model, found } => {
                 self.on_model_found(&node, session, &model, found);

@@ -23,6 +23,7 @@
 //!                                └───────────────── hello ───────────────┴───────────────────────┘
 //! ```
 
+mod boot;
 mod costs;
 mod damping;
 mod dispatch;
@@ -53,8 +54,8 @@ mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
-    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, NodeFacts, Now,
-    ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
+    BootFacts, CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, NodeFacts,
+    Now, ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
     WorkerSettings,
 };
 pub use machine::Machine;

@@ -60,6 +60,9 @@ pub struct Policy {
     pub climb_settle_ms: u64,
     /// In which half of what is remembered of failures is forgotten.
     pub penalty_half_life_ms: u64,
+    /// So much wired memory more than the least of this boot, after a worker had to be killed, and no model is loaded there
+    /// until the machine was restarted. macOS itself wires and unwires some gigabytes.
+    pub stranded_bytes: u64,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
     /// Networks that ranks may talk over; no others.
@@ -99,6 +102,7 @@ impl Default for Policy {
             most_settle_ms: 600_000,
             climb_settle_ms: 60_000,
             penalty_half_life_ms: 1_800_000,
+            stranded_bytes: 4 << 30,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
             gang_rendezvous_ms: 60_000,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{
+    boot::Debt,
     costs::{Costs, Vanished},
     effect::{Command, Effect, StopMode},
     event::{HeldRow, NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase},
@@ -27,6 +28,7 @@ impl Machine {
     ) {
         let node = self.nodes.entry(id.clone()).or_insert_with(|| Node::new(id.clone()));
         let before = std::mem::replace(&mut node.facts, facts.clone());
+        let boot = std::mem::replace(&mut node.facts.boot, before.boot);
         let replaced = node.session.replace(Session {
             id: session,
             since_unix_ms: now.unix_ms,
@@ -48,6 +50,7 @@ impl Machine {
             self.send(&id, Command::Drain { draining: true });
         }
         self.tell_of_return(now, &id, &before, &facts);
+        self.on_boot_facts(now, &id, boot);
         self.refresh_links(now);
         let (held, vanished) = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
@@ -58,6 +61,9 @@ impl Machine {
 
     fn tell_of_return(&mut self, now: Now, id: &NodeId, before: &NodeFacts, facts: &NodeFacts) {
         let rebooted = !before.boot_id.is_empty() && before.boot_id != facts.boot_id;
+        if rebooted {
+            self.on_new_boot(now, id);
+        }
         let message = if rebooted {
             format!("{id} is back after a reboot")
         } else if before.agent_instance_id.is_empty() {
@@ -461,6 +467,7 @@ impl Node {
             silence_answered: false,
             gpu_faults_unix_ms: Vec::new(),
             quarantine: None,
+            debt: Debt::default(),
         }
     }
 
@@ -503,7 +510,10 @@ impl Node {
             Some(session) if session.replaying.is_some() => {
                 Some("it is delivering what it had spooled".to_owned())
             }
-            Some(_) => self.quarantine_sentence(now).or_else(|| self.facts.runtime_problem.clone()),
+            Some(_) => self
+                .quarantine_sentence(now)
+                .or_else(|| self.debt_sentence())
+                .or_else(|| self.facts.runtime_problem.clone()),
         }
     }
 }

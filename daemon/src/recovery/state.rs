@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
+    boot::Debt,
     costs::{Costs, Mending, Vanished},
     effect::StopMode,
     event::{NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase, WorkerSettings},
@@ -41,6 +42,8 @@ pub struct Node {
     pub(super) gpu_faults_unix_ms: Vec<u64>,
     /// Why it takes no work for a while.
     pub quarantine: Option<Quarantine>,
+    /// What killed workers may have left in its memory.
+    pub(super) debt: Debt,
 }
 
 /// A connection.

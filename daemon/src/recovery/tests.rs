@@ -1,5 +1,6 @@
 //! The machine's behaviour, first as stories with one fault each, then as random nights.
 
+mod boot;
 mod costs;
 mod crashes;
 mod gangs;

@@ -13,8 +13,8 @@ use crate::{
     },
     planner::Interface,
     recovery::{
-        CheckpointNews, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts, ProgressNews, ReportedWorker,
-        ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
+        BootFacts, CheckpointNews, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts, ProgressNews,
+        ReportedWorker, ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
     },
 };
 
@@ -145,6 +145,7 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
             hello.capabilities.as_ref().map_or(0, |capabilities| capabilities.memory_budget_bytes),
         ),
         interfaces: interfaces(hello.observation.as_ref()),
+        boot: boot(hello.observation.as_ref()),
         platform: platform(hello),
     }
 }
@@ -309,6 +310,7 @@ pub(crate) fn worker_exit(worker: WorkerKey, exited: &v1::WorkerExited) -> Worke
         first_error: clip(&exited.first_error),
         log_tail: exited.log_tail[first_kept..].iter().map(|line| clip(line)).collect(),
         started_rows: exited.started_rows.iter().copied().map(RowIx).collect(),
+        killed_while_loaded: exited.killed_while_loaded,
         quiet_ms: None,
     }
 }
@@ -384,6 +386,20 @@ pub(crate) fn memory(seen: Option<&v1::Observation>, configured_bytes: u64) -> N
         has_metal: seen.is_some_and(|seen| seen.os_name == "macos"),
         configured_bytes: (configured_bytes > 0).then_some(configured_bytes),
         wired_bytes: 0,
+    }
+}
+
+/// What an observation says about its boot.
+pub(crate) fn boot(seen: Option<&v1::Observation>) -> BootFacts {
+    // An agent that does not tell of kills is not waited for to do so.
+    let silent = v1::MemoryDebt { kills_while_loaded: u32::MAX, ..v1::MemoryDebt::default() };
+    let debt = seen.and_then(|seen| seen.memory_debt).unwrap_or(silent);
+    let starts = seen.and_then(|seen| seen.rdma_starts).unwrap_or_default();
+    BootFacts {
+        stranded_bytes: debt.stranded_bytes,
+        kills_while_loaded: debt.kills_while_loaded,
+        rdma_starts: starts.used,
+        most_rdma_starts: starts.most,
     }
 }
 

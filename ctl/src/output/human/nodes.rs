@@ -4,7 +4,7 @@ use crate::output::{
     screen::Screen,
     style::Style,
     table::{Cell, Column, Table},
-    text::{Cut, capital, sentence},
+    text::{Cut, capital, plural, sentence},
     units,
     views::NodeView,
 };
@@ -154,7 +154,13 @@ pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
                     .filter_map(|c| c.message.as_deref()),
             );
         }
+    } else {
+        let needs =
+            node.conditions.iter().filter(|c| c.kind.starts_with("Needs") && is_bad(&c.kind, c.status));
+        said.extend(needs.filter_map(|c| c.message.as_deref()));
     }
+    let boot = boot(node);
+    said.extend(boot.as_deref());
     if let Some(machine) = &node.machine {
         said.extend(machine.problems.iter().map(String::as_str));
     }
@@ -169,6 +175,23 @@ pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What this boot has been through, where that is anything.
+pub(crate) fn boot(node: &NodeView) -> Option<String> {
+    let machine = node.machine.as_ref()?;
+    let starts = machine.rdma_starts_used.zip(machine.rdma_starts_most).filter(|(used, _)| *used > 0);
+    let starts = starts.map(|(used, most)| format!("{used} of {most} RDMA starts of this boot are used"));
+    let kills = (machine.kills_while_loaded > 0).then(|| {
+        let workers = plural(machine.kills_while_loaded.into(), "worker was", "workers were");
+        let memory = match machine.stranded_bytes {
+            None => String::new(),
+            Some(bytes) => format!("; {} more is wired than at the least", units::bytes(bytes)),
+        };
+        format!("{workers} killed with a model in memory in this boot{memory}")
+    });
+    let parts: Vec<String> = [starts, kills].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// Whether a condition is one to tell a person about: "Ready" and "…Ready" should be true, "NeedsReboot" and the like

@@ -27,6 +27,12 @@ pub fn status(status: &StatusView, screen: &Screen) -> String {
         lines.extend(screen.sentence("  ", super::nodes::NO_NODES, Style::Plain));
     } else {
         lines.extend(super::nodes::table(&status.nodes, 2, screen));
+        for node in &status.nodes {
+            if let Some(words) = super::nodes::boot(node) {
+                let first = format!("  {}  ", node.id);
+                lines.extend(screen.sentence(&first, &capital(&sentence(&words)), Style::Plain));
+            }
+        }
     }
 
     let (unfinished, finished): (Vec<JobView>, Vec<JobView>) =

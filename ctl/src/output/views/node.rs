@@ -154,6 +154,16 @@ pub struct MachineView {
     pub swap_used_bytes: Option<u64>,
     /// On the file system of the agent's state directory.
     pub disk_available_bytes: Option<u64>,
+    /// The least memory that was wired in this boot while no worker ran.
+    pub baseline_wired_bytes: Option<u64>,
+    /// Wired beyond that; none while a worker runs.
+    pub stranded_bytes: Option<u64>,
+    /// Workers that held a model when they were killed, in this boot.
+    pub kills_while_loaded: u32,
+    /// Starts of ranks over RDMA in this boot.
+    pub rdma_starts_used: Option<u32>,
+    /// How many there may be.
+    pub rdma_starts_most: Option<u32>,
     /// The GPU; none where it is not known whether there is one.
     pub gpu: Option<GpuView>,
     /// Network interfaces.
@@ -165,6 +175,7 @@ pub struct MachineView {
 impl From<v1::Observation> for MachineView {
     fn from(seen: v1::Observation) -> Self {
         let memory = seen.memory.unwrap_or_default();
+        let debt = seen.memory_debt.unwrap_or_default();
         MachineView {
             observed_at: At::from_unix_ms(seen.observed_unix_ms),
             boot_id: text(seen.boot_id),
@@ -174,6 +185,11 @@ impl From<v1::Observation> for MachineView {
             hardware_model: text(seen.hardware_model),
             cpu_count: super::nonzero(seen.cpu_count),
             load_1m: seen.load_1m,
+            baseline_wired_bytes: debt.baseline_wired_bytes,
+            stranded_bytes: debt.stranded_bytes,
+            kills_while_loaded: debt.kills_while_loaded,
+            rdma_starts_used: seen.rdma_starts.map(|starts| starts.used),
+            rdma_starts_most: seen.rdma_starts.map(|starts| starts.most),
             memory_total_bytes: memory.total_bytes,
             memory_available_bytes: memory.available_bytes,
             memory_wired_bytes: memory.wired_bytes,

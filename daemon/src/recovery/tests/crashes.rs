@@ -15,6 +15,7 @@ fn crash(kit: &mut Kit, node: &str, worker: WorkerKey, class: ExitClass, in_work
         first_error: "it broke".to_owned(),
         log_tail: vec!["last words".to_owned()],
         started_rows: in_work.iter().copied().map(RowIx).collect(),
+        killed_while_loaded: false,
         quiet_ms: None,
     };
     kit.tell(Event::WorkerExited { node: NodeId::from(node), exit })

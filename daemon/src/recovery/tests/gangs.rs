@@ -353,7 +353,7 @@ fn a_restarted_controller_adopts_a_whole_gang_and_ends_a_half_one() {
 fn carrier(kit: &mut Kit, node: &str, usable: bool) -> Vec<Effect> {
     let NodeFacts { memory, mut interfaces, .. } = kit.machines[node].clone();
     interfaces[0].usable = usable;
-    kit.tell(Event::Observed { node: node.into(), memory, interfaces })
+    kit.tell(Event::Observed { node: node.into(), memory, interfaces, boot: BootFacts::default() })
 }
 
 #[test]
@@ -442,6 +442,7 @@ fn a_row_that_ends_another_rank_is_suspected_whichever_is_heard_first() {
                 first_error: "it broke".to_owned(),
                 log_tail: vec![],
                 started_rows: rows.iter().copied().map(RowIx).collect(),
+                killed_while_loaded: false,
                 quiet_ms: None,
             };
             kit.tell(Event::WorkerExited { node: ranks[rank].0.as_str().into(), exit })

@@ -269,6 +269,7 @@ impl Kit {
             first_error: String::new(),
             log_tail: Vec::new(),
             started_rows: Vec::new(),
+            killed_while_loaded: false,
             quiet_ms: None,
         };
         self.tell(Event::WorkerExited { node: NodeId::from(node), exit })

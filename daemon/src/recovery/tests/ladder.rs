@@ -29,7 +29,7 @@ fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> {
         interface.usable = is_up;
     }
     let (node, NodeFacts { memory, interfaces, .. }) = (NodeId::from(node), facts);
-    kit.tell(Event::Observed { node, memory, interfaces })
+    kit.tell(Event::Observed { node, memory, interfaces, boot: BootFacts::default() })
 }
 
 /// Every worker told to end does.

@@ -99,6 +99,7 @@ impl SimAgent {
             first_error: String::new(),
             log_tail: vec![],
             started_rows,
+            killed_while_loaded: false,
             quiet_ms: None,
         }));
     }

@@ -295,6 +295,7 @@ fn a_model_no_node_can_read_fails_the_job_with_the_reason() {
         first_error: error.to_owned(),
         log_tail: vec![],
         started_rows: vec![],
+        killed_while_loaded: false,
         quiet_ms: None,
     };
     kit.tell(Event::WorkerExited { node: "a".into(), exit: exit(workers[0].1, "no config.json in m") });
