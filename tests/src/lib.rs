@@ -7,7 +7,7 @@
 //! * [`netns`] gives its nodes a network whose links can be cut, [`relay`] a way to the controller beside it;
 //! * [`control`] speaks to the controller, [`stub`] plays a node without Python;
 //! * [`rows`] makes input, [`answers`] reads and judges output, [`spools`] tells what workers have finished;
-//! * [`faults`] ends workers in the ways real ones end;
+//! * [`faults`] ends workers in the ways real ones end, [`cgroup`] takes memory from them;
 //! * [`process`] and [`procfs`] look at processes; [`wait`] waits for conditions, [`logs`] reads logs, [`rng`] makes
 //!   chance repeatable.
 //!
@@ -18,6 +18,7 @@
 
 pub mod answers;
 pub mod binaries;
+pub mod cgroup;
 pub mod cluster;
 pub mod control;
 pub mod dirs;

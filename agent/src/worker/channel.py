@@ -26,6 +26,8 @@ MAX_FRAME_BYTES = 64 << 20
 SEND_LIMIT_S = 10
 # MLX itself notices most lost peers within 0.3 s and says more (FIELD-NOTES 2); the rest end by this.
 GRACE_S = 2.0
+# A gang that is given up: how long a rank may end by itself, which it does unless it is blocked inside MLX.
+ABANDON_S = 1.0
 # How often a rank tries to reach rank 0, which may be started seconds later.
 RETRY_S = 0.1
 # Frames read ahead of the loop. Rank 0 is two steps ahead of the others at most.
@@ -33,6 +35,7 @@ MAX_FRAMES_AHEAD = 16
 # Greetings under way at a time; strangers past it wait in the kernel's queue.
 MAX_GREETINGS = 32
 
+EXIT_ORDERLY = 0
 EXIT_FATAL = 3
 _HEAD = struct.Struct(">II")
 
@@ -119,6 +122,21 @@ class Channel:
     def before_the_end(self, last_words):
         """`last_words` is called, from another thread, before a process blocked inside MLX is ended."""
         self._last_words = last_words
+
+    def abandon(self):
+        """The gang is given up: this process ends soon, be it blocked or not. May be called in any thread."""
+        self._ending = True
+
+        def end():
+            time.sleep(ABANDON_S)
+            try:
+                self._last_words()
+            except Exception:
+                # The other thread was amid something after all; its last checkpoint stands.
+                pass
+            os._exit(EXIT_ORDERLY)
+
+        threading.Thread(target=end, name="abandon", daemon=True).start()
 
     def check(self):
         """Raises `faults.Fatal` when a member of the gang is gone."""

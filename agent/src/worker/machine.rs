@@ -9,6 +9,9 @@
 //!   Asked ("finish": no limit; "checkpoint": the grace) ──► Terminated (SIGTERM, the grace) ──► Killed (SIGKILL)
 //! ```
 //!
+//! A rank of a gang that is given up is told so besides ("abandon"): one that is blocked inside MLX, where no signal handler
+//! runs, saves what it can and ends by that within a second, and needs no SIGKILL.
+//!
 //! The ranks of a gang but 0 leave it to rank 0 to end them in order, and so take a first SIGTERM for a notice only
 //! (follower.py). Where rank 0 cannot do so any more, a second one ends them at once, and gently; it comes when half of
 //! the grace has passed.
@@ -89,14 +92,16 @@ pub struct Machine {
     fault: Option<String>,
     fatal: Option<Fatal>,
     follows: bool,
+    in_gang: bool,
 }
 
 impl Machine {
-    /// Of a process started `now`. `rank` is 0 for an independent worker.
+    /// Of a process started `now`: rank 0 of 1 is an independent worker.
     #[must_use]
-    pub fn new(rank: u32, now: Instant) -> Self {
+    pub fn new(rank: u32, world_size: u32, now: Instant) -> Self {
         Self {
             follows: rank > 0,
+            in_gang: world_size > 1,
             phase: WorkerPhase::Starting,
             leases: Leases::default(),
             counters: v1::Progress::default(),
@@ -288,7 +293,14 @@ impl Machine {
         self.asked = true;
         let checkpointing = self.stopping.is_some_and(|stopping| stopping.checkpointing);
         match (mode, self.stopping.map(|stopping| stopping.stage)) {
-            (StopMode::Kill | StopMode::Unspecified, _) => self.terminate(grace, now),
+            (StopMode::Kill | StopMode::Unspecified, _) => {
+                let told = self.in_gang && !self.terminated;
+                let mut actions = self.terminate(grace, now);
+                if told {
+                    actions.insert(0, Action::Write(Command::Abandon.to_line()));
+                }
+                actions
+            }
             (_, Some(Stage::Terminated { .. } | Stage::Killed)) => Vec::new(),
             (StopMode::FinishStarted, Some(Stage::Asked { .. })) => Vec::new(),
             (StopMode::Checkpoint, Some(Stage::Asked { terminate_at })) if checkpointing => {

@@ -12,7 +12,7 @@ fn say(machine: &mut Machine, line: &str, now: Instant) -> Option<Output> {
 }
 
 fn ready_machine(now: Instant) -> Machine {
-    let mut machine = Machine::new(0, now);
+    let mut machine = Machine::new(0, 1, now);
     say(&mut machine, r#"{"ev":"hello","protocol":1,"pid":3,"python":"3.11.7","mlx":"0","mlx_lm":"0"}"#, now);
     assert_eq!(machine.phase(), WorkerPhase::Loading);
     let ready =
@@ -172,7 +172,7 @@ fn checkpoints_survive_being_handed_back() {
 
 #[test]
 fn another_protocol_is_refused() {
-    let mut machine = Machine::new(0, Instant::now());
+    let mut machine = Machine::new(0, 1, Instant::now());
     let hello = r#"{"ev":"hello","protocol":2,"pid":3,"python":"3.11.7","mlx":"0","mlx_lm":"0"}"#;
     let event = protocol::parse(hello.as_bytes()).unwrap();
     let problem = machine.on_event(event, Instant::now()).unwrap_err();
@@ -184,7 +184,7 @@ fn another_protocol_is_refused() {
 #[test]
 fn a_follower_gets_a_second_sigterm_before_sigkill() {
     let now = Instant::now();
-    let mut machine = Machine::new(1, now);
+    let mut machine = Machine::new(1, 2, now);
     assert_eq!(machine.stop(StopMode::Checkpoint, GRACE, now).len(), 1);
     assert_eq!(machine.deadline(), Some(now + GRACE));
     let terminated = now + GRACE;
@@ -196,19 +196,20 @@ fn a_follower_gets_a_second_sigterm_before_sigkill() {
     assert_eq!(machine.deadline(), Some(terminated + GRACE));
     assert_eq!(machine.on_time(terminated + GRACE), [Action::Kill]);
 
-    let mut late = Machine::new(1, now);
+    let mut late = Machine::new(1, 2, now);
     late.stop(StopMode::Kill, GRACE, now);
     assert_eq!(late.on_time(now + GRACE), [Action::Kill], "whoever wakes up late does not ask again");
-    let mut hurried = Machine::new(1, now);
-    hurried.stop(StopMode::Kill, GRACE, now);
-    assert_eq!(hurried.stop(StopMode::Kill, GRACE / 4, now), []);
+    let mut hurried = Machine::new(1, 2, now);
+    let told = hurried.stop(StopMode::Kill, GRACE, now);
+    assert_eq!(told, [Action::Write(b"{\"op\":\"abandon\"}\n".to_vec()), Action::Terminate]);
+    assert_eq!(hurried.stop(StopMode::Kill, GRACE / 4, now), [], "once");
     assert_eq!(hurried.deadline(), Some(now + GRACE / 8));
 }
 
 #[test]
 fn news_of_another_kind_disturb_nothing() {
     let now = Instant::now();
-    let mut machine = Machine::new(1, now);
+    let mut machine = Machine::new(1, 2, now);
     say(&mut machine, r#"{"ev":"hello","protocol":1,"pid":3,"python":"3","mlx":"0","mlx_lm":"0"}"#, now);
     assert!(say(&mut machine, r#"{"ev":"loading","bytes":7}"#, now).is_none());
     assert!(machine.is_trusted() && machine.phase() == WorkerPhase::Loading);

@@ -105,6 +105,7 @@ def _serve_gang(options, inbox, events, terminated):
 
     gang = options.gang
     link = (channel.Leading if gang.leads else channel.Following)(gang, events, inbox.wake)
+    inbox.abandoned = link.abandon
     try:
         formed = formation.form(gang, link, events)
         (_lead if gang.leads else _follow)(formed, options, inbox, events, terminated)

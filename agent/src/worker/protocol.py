@@ -130,6 +130,8 @@ class Inbox:
     def __init__(self, fd, agent_gone=lambda: os._exit(0)):
         self._fd = fd
         self._agent_gone = agent_gone
+        # What is done about "abandon", in the reading thread: the other one may be blocked for good.
+        self.abandoned = lambda: None
         # Unbounded itself, because a signal handler must be able to put into it; `_room` is the bound.
         self._items = queue.SimpleQueue()
         self._room = threading.Semaphore(MAX_LINES_AHEAD)
@@ -167,7 +169,11 @@ class Inbox:
             *lines, rest = chunk.split(b"\n")
             for line in lines:
                 parts.append(line)
-                self._put(_command(b"".join(parts)))
+                command = _command(b"".join(parts))
+                if isinstance(command, dict) and command["op"] == "abandon":
+                    self.abandoned()
+                else:
+                    self._put(command)
                 parts, size = [], 0
             if rest:
                 parts.append(rest)

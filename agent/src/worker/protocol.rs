@@ -378,6 +378,8 @@ pub enum Command<'a> {
     Finish,
     /// Hand everything back, then end.
     Checkpoint,
+    /// To a rank: the gang is given up. Heard even by a rank that is blocked inside MLX.
+    Abandon,
 }
 
 impl Command<'_> {

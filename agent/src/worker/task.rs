@@ -168,7 +168,7 @@ pub fn run(options: Options) -> (Handle, impl Future<Output = Departure> + Send 
         key,
         world_size: init.world_size,
         options,
-        machine: Machine::new(key.rank, std::time::Instant::now()),
+        machine: Machine::new(key.rank, init.world_size, std::time::Instant::now()),
         child,
         group,
         stdin: Some(Writer::start(stdin)),

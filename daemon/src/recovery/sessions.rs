@@ -131,6 +131,13 @@ impl Machine {
                 ));
                 job.workers.remove(id);
                 job.record.launches.retain(|launch| launch.node != *id);
+            } else if job.is_adopting()
+                && !job.workers.contains_key(id)
+                && let Some(at) = job.record.launches.iter().position(|launch| launch.node == *id)
+            {
+                // One that a controller before this one started, and nobody was there to see its end.
+                let launch = job.record.launches.remove(at);
+                gone.push((*job_id, launch.epoch, launch.world_size, false, 0));
             }
         }
         for (job, epoch, world_size, asked, tokens_at_risk) in gone {

@@ -233,7 +233,7 @@ impl Machine {
             if let Some(job) = self.jobs.get_mut(&job) {
                 job.hangs_in_a_row = job.hangs_in_a_row.saturating_add(1);
             }
-            let seconds = budget_ms / 1_000;
+            let seconds = budget_ms as f64 / 1e3;
             let reason =
                 format!("the worker of {job} on {node} (epoch {epoch}) took no step for {seconds} s");
             self.emit(

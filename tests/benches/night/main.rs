@@ -2,7 +2,8 @@
 //!
 //! Prints one line a figure with its bound and a verdict; `--quick` (or `NIGHTSHIFT_BENCH_QUICK=1`) takes smaller sizes,
 //! `--check` makes a missed bound the exit code, and a word selects the parts whose name holds it (`planner`,
-//! `controller`, `supervision`, `gang`, `idle`, `latency`). A wrong answer is a failure always: what is counted here is also checked.
+//! `controller`, `supervision`, `gang`, `idle`, `latency`,
+//! `recovery`). A wrong answer is a failure always: what is counted here is also checked.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
@@ -16,6 +17,7 @@ mod gang;
 mod idle;
 mod latency;
 mod planner;
+mod recovery;
 mod speed;
 mod supervision;
 mod table;
@@ -44,14 +46,21 @@ fn main() -> ExitCode {
         if selected("controller") {
             controller::measure(&mut table, quick).await;
         }
-        for part in ["idle", "latency", "supervision", "gang"].into_iter().filter(|part| selected(part)) {
-            if let Some(reason) = [Need::Linux, Need::Runtime].iter().find_map(|need| need.missing()) {
+        for part in
+            ["idle", "latency", "recovery", "supervision", "gang"].into_iter().filter(|part| selected(part))
+        {
+            let needs: &[Need] = match part {
+                "recovery" => &[Need::Linux, Need::Runtime, Need::Netns],
+                _ => &[Need::Linux, Need::Runtime],
+            };
+            if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
                 table.skipped(part, &reason);
                 continue;
             }
             match part {
                 "idle" => idle::measure(&mut table, quick).await,
                 "latency" => latency::measure(&mut table, quick).await,
+                "recovery" => recovery::measure(&mut table, quick).await,
                 "gang" => gang::measure(&mut table, quick).await,
                 _ => supervision::measure(&mut table, quick).await,
             }

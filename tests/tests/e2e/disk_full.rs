@@ -102,12 +102,12 @@ async fn submission() {
 }
 
 /// A file system of its own, of a size that can be filled.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
-    fn mount(name: &str) -> Self {
+    pub(crate) fn mount(name: &str) -> Self {
         let path = tempfile::Builder::new()
             .prefix(&format!("nightshift-disk-{name}-"))
             .tempdir()
@@ -122,12 +122,12 @@ impl SmallDisk {
         Self { path }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Fills it to the last byte and gives the file that does.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let ballast = self.path.join("ballast");
         let mut file = File::create(&ballast).expect("the ballast can be made");
         for size in [1 << 20, 4096, 1] {

@@ -26,11 +26,13 @@ mod generic_client;
 mod kills;
 mod ladder;
 mod links;
+mod matrix;
 mod memory;
 mod plans;
 mod reload;
 mod sampling;
 mod sharded;
+mod soak;
 mod steering;
 mod uploads;
 mod windows;
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
             gangs::cases(),
             links::cases(),
             ladder::cases(),
+            matrix::cases(),
+            soak::cases(),
             sampling::cases(),
             away::cases(),
             kills::cases(),

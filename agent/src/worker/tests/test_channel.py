@@ -2,6 +2,8 @@
 
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -115,6 +117,40 @@ class Meeting(unittest.TestCase):
             second.gather(time.monotonic() + 2)
         self.assertIn("has one already", caught.exception.message)
         self.wait()
+
+
+BLOCKED = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+import os, secrets
+from protocol import Inbox
+import channel
+from gang import Canary, Gang
+
+gang = Gang("tensor", "ring", 0, 2, (), ("127.0.0.1", 1), secrets.token_bytes(16), 5.0, Canary())
+link = channel.Leading(gang, None)
+link.before_the_end(lambda: os.write(1, b"saved"))
+inbox = Inbox(0)
+inbox.abandoned = link.abandon
+inbox.start()
+# As inside MLX: no Python code of this thread runs any more, no signal handler either.
+lock = threading.Lock()
+lock.acquire()
+threading.Thread(target=lambda: os.write(1, b"ready ")).start()
+lock.acquire()
+"""
+
+
+class Abandoned(unittest.TestCase):
+    def test_a_blocked_rank_saves_what_it_can_and_ends_by_itself(self):
+        code = str(support.WORKER)
+        command = [sys.executable, "-c", BLOCKED, code]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as rank:
+            self.assertEqual(rank.stdout.read(6), b"ready ")
+            rank.stdin.write(b'{"op":"abandon"}\n')
+            rank.stdin.flush()
+            self.assertEqual(rank.wait(support.PATIENCE_S), 0)
+            self.assertEqual(rank.stdout.read(), b"saved")
 
 
 if __name__ == "__main__":

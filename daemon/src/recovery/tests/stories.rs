@@ -516,3 +516,20 @@ fn what_a_controller_left_open_is_closed_by_the_next() {
     assert_eq!(open(&kit), [""; 0]);
     assert_eq!(recorded(&effects).len(), 1);
 }
+
+#[test]
+fn a_worker_that_ended_while_no_controller_was_there_stands_in_the_books() {
+    let mut kit = Kit::new();
+    let mut job = record(1, 10);
+    job.epoch = Epoch(3);
+    job.launches = vec![launch("a", 3)];
+    let started_with =
+        Event::Started { jobs: vec![replayed(job, &[])], nodes: vec![], repairs: vec![], remains: vec![] };
+    let _ = kit.tell(started_with);
+    let (session, _) = kit.hello("a", "agent-2", Vec::new());
+    let _ = kit.replayed("a", session);
+    let incident = kit.machine.incidents().next().expect("an incident");
+    assert_eq!((incident.fault, incident.job), (crate::model::Fault::AgentRestarted, Some(JobId(1))));
+    let effects = kit.wait(200, &[("a", session)]);
+    assert_eq!(started(&effects).len(), 1, "nobody is waited for any more");
+}

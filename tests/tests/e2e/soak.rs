@@ -1,0 +1,308 @@
+//! Random faults for hours: nothing lost, nothing doubled, nothing leaked.
+//!
+//! Three nodes in network namespaces run job after job, in turn in every mode, while faults strike at random: links that are
+//! cut, swallow everything or flap, ways to the controller that break, agents, workers and the controller that are killed,
+//! machines that start anew, workers that stop, a disk that fills. Each job must end with every row once and the answers
+//! of an undisturbed run. The controller is killed in the first third only, and the agent of n1 never, so that their memory
+//! and descriptors can be watched over the rest.
+//!
+//! `NIGHTSHIFT_SOAK_S` says for how long (45), `NIGHTSHIFT_SOAK_PAUSE_S` how long from strike to strike (5); the soak of a
+//! release is `NIGHTSHIFT_SOAK_S=10800 NIGHTSHIFT_SOAK_PAUSE_S=20`. `NIGHTSHIFT_SEED` repeats a run's choices.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    time::{Duration, Instant},
+};
+
+use nightshift_proto::v1::{Job, JobSpec, JobState, Mode};
+use nightshift_tests::{
+    answers::Answers,
+    cluster::Cluster,
+    netns::Net,
+    process, procfs,
+    rng::Rng,
+    rows::Input,
+    runtime,
+    suite::{Case, Need, case},
+    wait,
+};
+use nix::sys::signal::Signal;
+
+use crate::{
+    disk_full::SmallDisk,
+    sharded::{ONE_AT_A_TIME, spec},
+};
+
+const NEEDS: &[Need] = &[Need::Runtime, Need::Linux, Need::Netns, Need::Mount];
+
+const NODES: usize = 3;
+
+/// The node whose agent is left alone.
+const WATCHED: &str = "n1";
+
+/// Rows of each job.
+const ROWS: usize = 30;
+
+const MAX_TOKENS: u32 = 40;
+
+/// More than the model needs whole.
+const AMPLE_MIB: u64 = 1_000;
+
+/// What memory may grow by from the second third to the last, beside a tenth: allocators keep what they once had.
+const SLACK_BYTES: f64 = 8e6;
+
+/// What descriptors may differ by: connections and pipes of workers that come and go.
+const SLACK_DESCRIPTORS: f64 = 12.0;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![case("soak::random_faults_lose_nothing_double_nothing_and_leak_nothing", NEEDS, soak)]
+}
+
+fn seconds(name: &str, default: u64) -> Duration {
+    let given = env::var(name).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(given.unwrap_or(default))
+}
+
+struct Soak {
+    cluster: Cluster,
+    disk: SmallDisk,
+    rng: Rng,
+    boots: BTreeMap<String, u32>,
+    /// What is broken now, and when it is mended.
+    broken: Vec<(Instant, Broken)>,
+    strikes: BTreeMap<&'static str, u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Broken {
+    Link(String),
+    Way(String),
+    Disk(std::path::PathBuf),
+}
+
+/// What a process holds, from time to time.
+#[derive(Default, Debug)]
+struct Watch(Vec<(Duration, f64, f64)>);
+
+impl Watch {
+    fn look(&mut self, at: Duration, pid: u32) {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count());
+        if let Some(bytes) = procfs::resident_bytes(pid) {
+            self.0.push((at, bytes as f64, descriptors as f64));
+        }
+    }
+
+    /// The middle of what was seen between two moments.
+    fn median(&self, from: Duration, to: Duration, of: impl Fn(&(Duration, f64, f64)) -> f64) -> f64 {
+        let mut seen: Vec<f64> = self.0.iter().filter(|look| look.0 >= from && look.0 < to).map(of).collect();
+        seen.sort_by(f64::total_cmp);
+        seen.get(seen.len() / 2).copied().unwrap_or(0.0)
+    }
+
+    fn assert_flat(&self, who: &str, length: Duration) {
+        let third = length / 3;
+        let thirds = |of: fn(&(Duration, f64, f64)) -> f64| {
+            (self.median(third, 2 * third, of), self.median(2 * third, 2 * length, of))
+        };
+        let (bytes, descriptors) = (thirds(|look| look.1), thirds(|look| look.2));
+        eprintln!(
+            "{who}: {:.1} MB then {:.1} MB, {:.0} descriptors then {:.0}",
+            bytes.0 / 1e6,
+            bytes.1 / 1e6,
+            descriptors.0,
+            descriptors.1
+        );
+        assert!(bytes.1 <= bytes.0 * 1.1 + SLACK_BYTES, "{who} grows: {:?}", self.0);
+        assert!(
+            descriptors.1 <= descriptors.0 + SLACK_DESCRIPTORS,
+            "{who} opens more and more: {:?}",
+            self.0
+        );
+    }
+}
+
+async fn soak() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (length, pause) = (seconds("NIGHTSHIFT_SOAK_S", 45), seconds("NIGHTSHIFT_SOAK_PAUSE_S", 5));
+    let seed = env::var("NIGHTSHIFT_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("soak: NIGHTSHIFT_SEED={seed}");
+    let disk = SmallDisk::mount("soak");
+    let config = format!(
+        "[gangs]\nnetworks = [\"{}\"]\nsettle_ms = 500\nlink_settle_ms = 500\n\
+         [jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n\
+         [recovery]\nrestart_base_ms = 200\nrestart_cap_ms = 2000\nstep_budget_ms = 10000\nstop_grace_ms = 2000\n\
+         climb_settle_ms = 3000\npenalty_half_life_ms = 20000\nmost_settle_ms = 10000\n\
+         [limits]\ndisk_reserve_bytes = 8388608\n",
+        Net::ADDRESSES
+    );
+    let cluster = Cluster::builder("soak")
+        .agents(NODES)
+        .on_a_net()
+        .controller_state(disk.path())
+        .memory_budget_mib(AMPLE_MIB)
+        .config(&config)
+        .allow(&["WARN *", "ERROR *"])
+        .start()
+        .await;
+    let mut soak = Soak {
+        cluster,
+        disk,
+        rng: Rng::new(seed),
+        boots: BTreeMap::new(),
+        broken: Vec::new(),
+        strikes: BTreeMap::new(),
+    };
+    soak.run(length, pause).await;
+    soak.cluster.finish().await;
+}
+
+impl Soak {
+    async fn run(&mut self, length: Duration, pause: Duration) {
+        let input = Input::chat(ROWS, MAX_TOKENS, 20_261_126);
+        let job = self.submit("undisturbed", Mode::Independent, &input).await;
+        let job = self.cluster.control().wait_completed(job.job_id, wait::LONG).await;
+        let undisturbed = self.cluster.answers(&job, &input);
+
+        let (mut controller, mut agent) = (Watch::default(), Watch::default());
+        let modes = [Mode::Pipeline, Mode::Independent, Mode::Tensor];
+        let started = Instant::now();
+        let (mut next_strike, mut done) = (started + pause, 0_usize);
+        let mut running = self.submit("soak-0", modes[0], &input).await;
+        while started.elapsed() < length {
+            self.mend(|at| at <= Instant::now()).await;
+            if Instant::now() >= next_strike {
+                next_strike += pause;
+                let is_early = started.elapsed() < length / 3;
+                self.strike(is_early).await;
+            }
+            controller.look(started.elapsed(), self.cluster.controller_mut().pid());
+            agent.look(started.elapsed(), self.cluster.agent_mut(WATCHED).pid());
+            if let Some(job) = self.ended(&running).await {
+                self.check(&job, &input, &undisturbed);
+                done += 1;
+                running = self.submit(&format!("soak-{done}"), modes[done % modes.len()], &input).await;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        self.mend(|_| true).await;
+        let last = wait::eventually("the last job to end", wait::LONG, async || {
+            self.ended(&running).await.ok_or_else(|| format!("{running:?}"))
+        })
+        .await;
+        self.check(&last, &input, &undisturbed);
+        self.cluster.control().wait_ready(NODES).await;
+        eprintln!("soak: {} jobs of {ROWS} rows through {:?}", done + 1, self.strikes);
+        controller.assert_flat("clusterd", length);
+        agent.assert_flat("cluster-agent", length);
+    }
+
+    /// A full disk refuses jobs, so that is mended first.
+    async fn submit(&mut self, name: &str, mode: Mode, input: &Input) -> Job {
+        let is_disk = |broken: &Broken| matches!(broken, Broken::Disk(_));
+        let (full, left) =
+            std::mem::take(&mut self.broken).into_iter().partition(|(_, broken)| is_disk(broken));
+        self.broken = full;
+        self.mend(|_| true).await;
+        self.broken = left;
+        let asked = JobSpec { mode: mode.into(), ..spec(name) };
+        self.cluster.control().submit(asked, input.jsonl()).await
+    }
+
+    /// The job, when it has ended. A person resumes one that was paused for its faults.
+    async fn ended(&self, job: &Job) -> Option<Job> {
+        let status = self.cluster.control().try_status().await.ok()?;
+        let now = status.jobs.into_iter().find(|now| now.job_id == job.job_id)?;
+        match now.state() {
+            JobState::Completed => Some(now),
+            JobState::Failed | JobState::Cancelled => panic!("j{} ended: {}", now.job_id, now.detail),
+            JobState::Paused => {
+                self.cluster.control().resume(now.job_id).await;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self, job: &Job, input: &Input, undisturbed: &Answers) {
+        let answers = self.cluster.answers(job, input);
+        assert_eq!(answers.succeeded(), input.len(), "every row of j{} is answered once", job.job_id);
+        answers.assert_same_as(undisturbed);
+    }
+
+    /// Mends what it is time for.
+    async fn mend(&mut self, is_time: impl Fn(Instant) -> bool) {
+        let (due, left) = std::mem::take(&mut self.broken).into_iter().partition(|(at, _)| is_time(*at));
+        self.broken = left;
+        for (_, broken) in due {
+            match broken {
+                Broken::Link(node) => self.cluster.net().heal(&node),
+                Broken::Way(node) => self.cluster.let_back(&node),
+                Broken::Disk(ballast) => fs::remove_file(ballast).expect("the ballast can be removed"),
+            }
+        }
+    }
+
+    async fn strike(&mut self, is_early: bool) {
+        let node = format!("n{}", self.rng.range(1, NODES as u64 + 1));
+        let until = Instant::now() + Duration::from_millis(self.rng.range(500, 9_000));
+        let workers = self.cluster.workers();
+        let is_broken = |broken: &Broken| self.broken.iter().any(|(_, other)| other == broken);
+        let kinds = [
+            "link cut",
+            "link black",
+            "way cut",
+            "agent killed",
+            "reboot",
+            "worker killed",
+            "worker stopped",
+            "disk full",
+            "controller killed",
+        ];
+        let kind = *self.rng.pick(&kinds);
+        match kind {
+            "link cut" | "link black" if !is_broken(&Broken::Link(node.clone())) => {
+                if kind == "link cut" {
+                    self.cluster.net().cut(&node);
+                } else {
+                    self.cluster.net().black_hole(&node);
+                }
+                self.broken.push((until, Broken::Link(node)));
+            }
+            "way cut" if !is_broken(&Broken::Way(node.clone())) => {
+                self.cluster.cut_off(&node);
+                self.broken.push((until, Broken::Way(node)));
+            }
+            "agent killed" | "reboot" if node != WATCHED => {
+                self.cluster.kill_agent(&node).await;
+                if kind == "reboot" {
+                    let of_node = format!("/agents/{node}/");
+                    for worker in workers.iter().filter(|worker| worker.command.contains(&of_node)) {
+                        process::send(worker.pid, Signal::SIGKILL);
+                    }
+                    *self.boots.entry(node.clone()).or_default() += 1;
+                }
+                let mut command = self.cluster.agent_command(&node, &runtime::ensure().dir);
+                if let Some(boots) = self.boots.get(&node) {
+                    command.args(["--boot-id", &format!("boot-{boots}")]);
+                }
+                self.cluster.start_agent_with(&node, command);
+            }
+            "worker killed" | "worker stopped" if !workers.is_empty() => {
+                let signal = if kind == "worker killed" { Signal::SIGKILL } else { Signal::SIGSTOP };
+                process::send(self.rng.pick(&workers).pid, signal);
+            }
+            "disk full" if !self.broken.iter().any(|(_, broken)| matches!(broken, Broken::Disk(_))) => {
+                let ballast = self.disk.fill();
+                self.broken.push((until, Broken::Disk(ballast)));
+            }
+            "controller killed" if is_early => {
+                self.cluster.kill_controller().await;
+                self.cluster.start_controller().await;
+            }
+            _ => return,
+        }
+        *self.strikes.entry(kind).or_default() += 1;
+    }
+}
