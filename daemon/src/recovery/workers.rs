@@ -78,7 +78,7 @@ impl Machine {
             return;
         };
         let is_stronger = match mode {
-            StopMode::Kill => true,
+            StopMode::Kill => worker.stop_mode != Some(StopMode::Kill),
             StopMode::Checkpoint => matches!(worker.stop_mode, None | Some(StopMode::FinishStarted)),
             StopMode::FinishStarted => false,
         };
