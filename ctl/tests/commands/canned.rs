@@ -193,7 +193,7 @@ pub(crate) fn incident() -> v1::Incident {
         last_unix_ms: NOW_MS - 8 * MINUTE_MS,
         noticed_after_ms: Some(40),
         first_token_after_ms: Some(14_300),
-        load_ms: Some(12_900),
+        start_ms: Some(12_900),
         went_on_as: "independent workers".to_owned(),
         closed_unix_ms: NOW_MS - 8 * MINUTE_MS + 2_000,
         summary: "The worker of j7 on mini-2 was ended by signal 9".into(),

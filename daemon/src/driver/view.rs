@@ -334,7 +334,7 @@ fn incident_message(incident: &Incident) -> v1::Incident {
         last_unix_ms: incident.last_unix_ms,
         noticed_after_ms: incident.noticed_after_ms,
         first_token_after_ms: incident.first_token_after_ms,
-        load_ms: incident.load_ms,
+        start_ms: incident.start_ms,
         went_on_as: incident.went_on_as.clone(),
     }
 }

@@ -104,9 +104,9 @@ pub struct Incident {
     /// From the notice to the first token of a new launch, loading included; of several times, the longest.
     #[serde(default)]
     pub first_token_after_ms: Option<u64>,
-    /// How long that launch loaded.
+    /// Of that, how long the launch took to start and to load.
     #[serde(default)]
-    pub load_ms: Option<u64>,
+    pub start_ms: Option<u64>,
     /// How the job went on; empty while it has not.
     #[serde(default)]
     pub went_on_as: String,

@@ -49,8 +49,8 @@ pub(super) struct Mending {
     since_mono_ms: u64,
     /// The newest launch then.
     after: Epoch,
-    /// How long the new launch has loaded.
-    load_ms: u64,
+    /// How long the new launch took until it was ready.
+    start_ms: u64,
 }
 
 impl Worker {
@@ -99,7 +99,7 @@ impl Machine {
             incidents: Vec::new(),
             since_mono_ms: now.mono_ms,
             after,
-            load_ms: 0,
+            start_ms: 0,
         });
         mending.after = mending.after.max(after);
         if !mending.incidents.contains(&incident) && mending.incidents.len() < MOST_MENDED {
@@ -107,11 +107,11 @@ impl Machine {
         }
     }
 
-    /// A worker has loaded: what that took is no fault of ours.
-    pub(super) fn note_load(&mut self, job_id: JobId, epoch: Epoch, load_ms: u64) {
+    /// A worker has started and loaded: that takes what it takes.
+    pub(super) fn note_start(&mut self, job_id: JobId, epoch: Epoch, start_ms: u64) {
         let mending = self.jobs.get_mut(&job_id).and_then(|job| job.mending.as_mut());
         if let Some(mending) = mending.filter(|mending| epoch > mending.after) {
-            mending.load_ms = mending.load_ms.max(load_ms);
+            mending.start_ms = mending.start_ms.max(start_ms);
         }
     }
 
@@ -123,7 +123,7 @@ impl Machine {
         let took_ms = now.mono_ms.saturating_sub(mending.since_mono_ms);
         for incident in mending.incidents {
             self.incidents.note_way(incident, &way);
-            self.incidents.note_first_token(incident, took_ms, mending.load_ms);
+            self.incidents.note_first_token(incident, took_ms, mending.start_ms);
         }
     }
 }

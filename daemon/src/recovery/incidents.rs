@@ -80,7 +80,7 @@ impl Incidents {
             tokens_lost: opening.costs.tokens_lost,
             noticed_after_ms: opening.noticed_after_ms,
             first_token_after_ms: None,
-            load_ms: None,
+            start_ms: None,
             went_on_as: String::new(),
         });
         self.changed.insert(self.last_id);
@@ -99,12 +99,12 @@ impl Incidents {
         self.change(id, |incident| way.clone_into(&mut incident.went_on_as));
     }
 
-    /// When the job wrote its first token after it, and how long it had loaded before.
-    pub(super) fn note_first_token(&mut self, id: u64, after_ms: u64, load_ms: u64) {
+    /// When the job wrote its first token after it, and how long the launch took to start.
+    pub(super) fn note_first_token(&mut self, id: u64, after_ms: u64, start_ms: u64) {
         self.change(id, |incident| {
             if incident.first_token_after_ms < Some(after_ms) {
                 incident.first_token_after_ms = Some(after_ms);
-                incident.load_ms = Some(load_ms);
+                incident.start_ms = Some(start_ms);
             }
         });
     }

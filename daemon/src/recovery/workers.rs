@@ -115,7 +115,8 @@ impl Machine {
         worker.phase = WorkerPhase::Idle;
         worker.last_step_mono_ms = now.mono_ms;
         let (pid, job) = (worker.pid, key.job);
-        self.note_load(job, key.epoch, load_ms);
+        let start_ms = now.unix_ms.saturating_sub(worker.since_unix_ms).max(load_ms);
+        self.note_start(job, key.epoch, start_ms);
         self.note_lap(now, node, job, Lap::Load { ms: load_ms });
         if self.jobs.get(&job).is_some_and(|job| job.is_complete(key.epoch)) {
             self.note_met(job, key.epoch);

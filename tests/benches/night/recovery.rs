@@ -100,7 +100,7 @@ async fn longest_to_first_token(cluster: &Cluster, faults: &[&str]) -> (f64, usi
     let incidents: Vec<Incident> = cluster.control().status().await.incidents;
     let times = incidents.iter().filter(|incident| faults.contains(&incident.fault.as_str()));
     let times: Vec<u64> =
-        times.filter_map(|i| Some(i.first_token_after_ms?.saturating_sub(i.load_ms.unwrap_or(0)))).collect();
+        times.filter_map(|i| Some(i.first_token_after_ms?.saturating_sub(i.start_ms.unwrap_or(0)))).collect();
     (times.iter().max().copied().unwrap_or(u64::MAX) as f64 / 1e3, times.len())
 }
 
@@ -173,7 +173,7 @@ async fn links(table: &mut Table, trials: usize) {
             this.filter(|incident| incident.first_token_after_ms.is_some()).ok_or_else(|| "none".to_owned())
         })
         .await;
-        let after_ms = of_job.first_token_after_ms.unwrap_or(0).saturating_sub(of_job.load_ms.unwrap_or(0));
+        let after_ms = of_job.first_token_after_ms.unwrap_or(0).saturating_sub(of_job.start_ms.unwrap_or(0));
         firsts.push(after_ms as f64 / 1e3);
         cluster.net().heal("n2");
         cluster.control().cancel(job.job_id, true).await;

@@ -223,12 +223,12 @@ impl Arena {
         assert!(expected.is_empty() || found.is_some(), "{strike:?} stands in no book: {of_strike:#?}");
         let told = of_strike.iter().map(|incident| {
             format!(
-                "{} (went on with {:?}, first token after {:?} ms of which {:?} ms of loading, {} rows again, {} tokens \
+                "{} (went on with {:?}, first token after {:?} ms of which {:?} ms to start, {} rows again, {} tokens \
                  lost, {} kept)",
                 incident.fault,
                 incident.went_on_as,
                 incident.first_token_after_ms,
-                incident.load_ms,
+                incident.start_ms,
                 incident.rows_requeued,
                 incident.tokens_lost,
                 incident.tokens_saved

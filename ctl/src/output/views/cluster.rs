@@ -104,10 +104,10 @@ pub struct IncidentView {
     pub tokens_saved: u64,
     /// From the last sign that all was well to the notice.
     pub noticed_after_ms: Option<u64>,
-    /// From the notice to the first token of a new launch, with the time in which that loaded its model.
+    /// From the notice to the first token of a new launch.
     pub first_token_after_ms: Option<u64>,
-    /// How long that launch loaded.
-    pub load_ms: Option<u64>,
+    /// Of that, how long the launch took to start and to load.
+    pub start_ms: Option<u64>,
     /// How the job went on: "a pipeline over ring (Thunderbolt)", "independent workers".
     pub went_on_as: Option<String>,
 }
@@ -132,7 +132,7 @@ impl From<v1::Incident> for IncidentView {
             tokens_saved: incident.tokens_saved,
             noticed_after_ms: incident.noticed_after_ms,
             first_token_after_ms: incident.first_token_after_ms,
-            load_ms: incident.load_ms,
+            start_ms: incident.start_ms,
             went_on_as: text(incident.went_on_as),
         }
     }

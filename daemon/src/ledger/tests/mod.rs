@@ -46,7 +46,7 @@ fn incident(id: u64, mark: u64, evidence_bytes: usize) -> Incident {
         tokens_lost: 2,
         noticed_after_ms: Some(90),
         first_token_after_ms: None,
-        load_ms: None,
+        start_ms: None,
         went_on_as: String::new(),
     }
 }

@@ -71,7 +71,7 @@ fn tokens_in_no_checkpoint_are_lost_and_the_first_token_of_the_next_launch_is_ti
     assert_eq!(newest(&kit, Fault::WorkerExited).first_token_after_ms, None, "it reads prompts yet");
     progress(&mut kit, "a", next, 1, &[]);
     let incident = newest(&kit, Fault::WorkerExited);
-    assert_eq!((incident.first_token_after_ms, incident.load_ms), (Some(1_000), Some(400)));
+    assert_eq!((incident.first_token_after_ms, incident.start_ms), (Some(1_000), Some(400)));
     assert_eq!(incident.went_on_as, "independent workers");
 }
 
