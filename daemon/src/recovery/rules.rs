@@ -80,7 +80,8 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            node_silent_ms: 5_000,
+            // With the ticks it takes to see it, five seconds.
+            node_silent_ms: 4_800,
             adopt_grace_ms: 15_000,
             restart_base_ms: 500,
             restart_cap_ms: 60_000,

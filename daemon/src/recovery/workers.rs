@@ -150,10 +150,10 @@ impl Machine {
         if worker.stopping.is_none() || news.phase == WorkerPhase::Stopping {
             worker.phase = news.phase;
         }
-        let mut lap = None;
+        let mut laps = Vec::new();
         let newest_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);
         if news.step != worker.step {
-            lap = lap_of(worker, before_phase, &news, newest_mono_ms);
+            laps = laps_of(worker, before_phase, &news, newest_mono_ms);
             worker.step = news.step;
             worker.last_step_mono_ms = newest_mono_ms;
         } else if news.phase == WorkerPhase::Idle {
@@ -166,7 +166,7 @@ impl Machine {
         let has_written = news.generated_tokens > 0;
         let by_fallback = worker.rung.is_some_and(|rung| rung.fallback);
         let job_id = news.worker.job;
-        if let Some(lap) = lap {
+        for lap in laps {
             self.note_lap(now, node, job_id, lap);
         }
         if has_written {
@@ -207,7 +207,11 @@ impl Machine {
             phase => phase,
         };
         let WorkerSettings { prefill_batch_rows, prefill_step_tokens, .. } = worker.settings;
-        let prefill_tokens = u64::from(prefill_batch_rows) * u64::from(prefill_step_tokens);
+        // No prompt is longer than the longest row, and what was generated before is read with it.
+        let default_tokens = u64::from(worker.settings.default_max_tokens);
+        let longest = job.record.lengths.longest_tokens(default_tokens).unwrap_or(u64::MAX);
+        let prefill_tokens =
+            u64::from(prefill_step_tokens).min(longest).saturating_mul(prefill_batch_rows.into());
         let pace = self.pace_of(job, worker);
         rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy)
     }
@@ -250,19 +254,28 @@ impl Machine {
     }
 }
 
-/// What a report tells of how long steps take. Steps of both kinds between two reports tell nothing.
-fn lap_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mono_ms: u64) -> Option<Lap> {
-    let steps = news.step.checked_sub(worker.step).filter(|steps| *steps > 0)?;
-    let elapsed_ms = newest_mono_ms.checked_sub(worker.last_step_mono_ms)?;
+/// So quick a mix of steps that what it takes for one of generation is far below the least that any is given.
+const QUICK_MIX_MS: u64 = 1_000;
+
+/// What a report tells of how long steps take.
+fn laps_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mono_ms: u64) -> Vec<Lap> {
+    let steps = news.step.saturating_sub(worker.step);
+    let Some(elapsed_ms) = newest_mono_ms.checked_sub(worker.last_step_mono_ms).filter(|_| steps > 0) else {
+        return Vec::new();
+    };
     let read = news.prompt_tokens.saturating_sub(worker.prompt_tokens);
+    let decode = Lap::Decode { us: elapsed_ms.saturating_mul(1_000) / steps };
+    let prefill = |read: u64| Lap::Prefill { ns: elapsed_ms.saturating_mul(1_000_000) / read };
     match (before, news.phase) {
-        (WorkerPhase::Decode, WorkerPhase::Decode) if read == 0 => {
-            Some(Lap::Decode { us: elapsed_ms.saturating_mul(1_000) / steps })
+        (WorkerPhase::Decode, WorkerPhase::Decode) if read == 0 => vec![decode],
+        // Short prompts between the steps of others, as in a job of short rows, where there is hardly a report without.
+        (WorkerPhase::Prefill | WorkerPhase::Decode, WorkerPhase::Prefill | WorkerPhase::Decode)
+            if read > 0 && steps > 1 && elapsed_ms <= QUICK_MIX_MS =>
+        {
+            vec![decode, prefill(read)]
         }
-        (_, WorkerPhase::Prefill | WorkerPhase::Decode) if read > 0 => {
-            Some(Lap::Prefill { ns: elapsed_ms.saturating_mul(1_000_000) / read })
-        }
-        _ => None,
+        (_, WorkerPhase::Prefill | WorkerPhase::Decode) if read > 0 => vec![prefill(read)],
+        _ => Vec::new(),
     }
 }
 

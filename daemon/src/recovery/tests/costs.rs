@@ -88,7 +88,7 @@ fn where_others_went_on_nothing_is_timed() {
     let _ = kit.wait(5_100, &sessions[..1]);
     let incident = newest(&kit, Fault::NodeSilent);
     assert_eq!(incident.went_on_as, "the other workers");
-    assert_eq!((incident.tokens_lost, incident.noticed_after_ms), (5, Some(5_000)));
+    assert_eq!((incident.tokens_lost, incident.noticed_after_ms), (5, Some(4_800)));
 }
 
 #[test]
