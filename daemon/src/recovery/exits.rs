@@ -36,7 +36,10 @@ impl Machine {
     pub(super) fn on_worker_exited(&mut self, now: Now, node: &NodeId, exit: &WorkerExit) {
         let WorkerKey { job: job_id, epoch, .. } = exit.worker;
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else { return };
+        let Some(worker) = job.workers.get(node).filter(|worker| worker.epoch == epoch) else {
+            self.tell_more(node, exit);
+            return;
+        };
         let (stopping, world_size) = (worker.stopping, worker.world_size);
         let quiet_ms = worker.quiet_ms.unwrap_or(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
         let exit = &WorkerExit { quiet_ms: Some(quiet_ms), ..exit.clone() };
@@ -65,6 +68,18 @@ impl Machine {
         } else {
             let finding = self.suspect_rows(now, node, exit, was_hung);
             self.settle_exit(now, node, exit, was_hung, &finding, costs);
+        }
+    }
+
+    /// The end of a worker that was missed when its agent came back: what the agent says of it belongs to that.
+    fn tell_more(&mut self, node: &NodeId, exit: &WorkerExit) {
+        let session = self.nodes.get(node).and_then(|node| node.session.as_ref());
+        let vanished = session.and_then(|session| {
+            session.vanished.iter().find(|vanished| vanished.job == exit.worker.job).copied()
+        });
+        if let Some(vanished) = vanished {
+            let summary = format!("it {}: {}", exit.status, exit.cause());
+            self.incidents.add_evidence(vanished.incident, &summary, exit.evidence());
         }
     }
 

@@ -109,6 +109,16 @@ impl Incidents {
         });
     }
 
+    /// What is told of an end that was noted before: its evidence, where there was none.
+    pub(super) fn add_evidence(&mut self, id: u64, summary: &str, evidence: Vec<String>) {
+        self.change(id, |incident| {
+            if incident.evidence.is_empty() {
+                incident.summary.push_str(&format!("; {summary}"));
+                incident.evidence = evidence;
+            }
+        });
+    }
+
     fn change(&mut self, id: u64, change: impl FnOnce(&mut Incident)) {
         if let Some(incident) = self.newest_last.iter_mut().rev().find(|incident| incident.id == id) {
             change(incident);

@@ -178,6 +178,8 @@ impl Machine {
             return;
         }
         job.record.state = JobState::Paused;
+        // What a person holds back is no time that a fault took.
+        job.mending = None;
         "paused by request".clone_into(&mut job.record.detail);
         self.record_job(id);
         let message = format!("{id} was paused; rows being generated are finished");

@@ -283,7 +283,7 @@ impl Machine {
             return;
         }
         let Some(held) = current.replaying.take() else { return };
-        let vanished = std::mem::take(&mut current.vanished);
+        let vanished = current.vanished.clone();
         for job_id in self.open_jobs.clone() {
             let Some(job) = self.jobs.get_mut(&job_id) else { continue };
             let costs = job.release(|row, lease| lease.node == *id && !held.contains(&(job_id, row)));

@@ -2,7 +2,7 @@
 //! Each strike falls amid the rows of a job of its own; the job ends with every row once and the very answers of an
 //! undisturbed run, and the fault stands in the books with what it cost and how the job went on.
 //!
-//! `NIGHTSHIFT_MATRIX=all` plays all of it (about forty minutes); without it, a choice that meets each fault once.
+//! `NIGHTSHIFT_MATRIX=all` plays all of it (about forty minutes); without it, a choice of what no other case plays.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -115,18 +115,13 @@ pub(crate) fn cases() -> Vec<Case> {
     let strikes = move |choice: &'static [Strike]| if all { ALL } else { choice };
     let mut cases = vec![
         case("matrix::two_nodes_independent", NEEDS, move || {
-            night("two-independent", 2, Mode::Independent, strikes(&[Rebooted, MemoryPressure, DiskFull]))
+            night("two-independent", 2, Mode::Independent, strikes(&[Rebooted, MemoryPressure]))
         }),
         case("matrix::two_nodes_pipeline", NEEDS, move || {
-            night(
-                "two-pipeline",
-                2,
-                Mode::Pipeline,
-                strikes(&[CutOffAndBack, AgentKilled, GpuFault, ControllerKilled, WorkerAndLink]),
-            )
+            night("two-pipeline", 2, Mode::Pipeline, strikes(&[CutOffAndBack, WorkerAndLink]))
         }),
         case("matrix::three_nodes_tensor", NEEDS, move || {
-            night("three-tensor", 3, Mode::Tensor, strikes(&[LinkDownAndUp, AgentAndController]))
+            night("three-tensor", 3, Mode::Tensor, strikes(&[AgentAndController, DiskFull]))
         }),
     ];
     if all {

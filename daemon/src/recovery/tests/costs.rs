@@ -116,4 +116,20 @@ fn what_an_agent_s_end_cost_is_known_when_its_spool_has_come() {
     let incident = newest(&kit, Fault::AgentRestarted);
     assert_eq!((incident.tokens_lost, incident.tokens_saved), (40 - 20 - 10, 10));
     assert!(incident.rows_requeued > 0);
+    assert!(incident.evidence.is_empty());
+
+    let exit = WorkerExit {
+        worker,
+        class: ExitClass::Crashed,
+        status: "exited with status 1".to_owned(),
+        first_error: "KeyError: 'x'".to_owned(),
+        log_tail: Vec::new(),
+        started_rows: Vec::new(),
+        killed_while_loaded: false,
+        quiet_ms: None,
+    };
+    let _ = kit.tell(Event::WorkerExited { node: "a".into(), exit });
+    let incident = newest(&kit, Fault::AgentRestarted);
+    assert_eq!(incident.evidence, ["KeyError: 'x'"], "what the agent kept of its end");
+    assert!(incident.summary.ends_with("; it exited with status 1: KeyError: 'x'"), "{}", incident.summary);
 }

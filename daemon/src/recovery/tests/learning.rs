@@ -147,6 +147,24 @@ fn a_worker_is_given_what_its_steps_are_known_to_take() {
     assert!((4_000_000..4_200_000).contains(&learned.decode_step_us), "{learned:?}");
 }
 
+/// Rows so short that there is a prompt in every report.
+#[test]
+fn a_job_of_short_rows_teaches_the_pace_of_generation_as_well() {
+    let (mut kit, sessions) = cluster(&[(100, "m")]);
+    let mut job = record(1, 10_000);
+    job.lengths.note(200, Some(20));
+    let worker = started(&kit.tell(Event::JobAccepted(job)))[0].1;
+    let _ = kit.ready("a", worker);
+    for report in 1..60 {
+        let _ = kit.wait(200, &sessions);
+        let news = ProgressNews { prompt_tokens: report * 100, ..busy(worker, report * 40, report * 8) };
+        let _ = kit.tell(Event::Progress { node: "a".into(), news });
+    }
+    let effects = kit.wait(9_500, &sessions);
+    assert_eq!(stopped(&effects), []);
+    assert_eq!(stopped(&kit.wait(300, &sessions)).len(), 1, "ten seconds, not two minutes");
+}
+
 #[test]
 fn a_controller_that_was_absent_holds_nobody_silent() {
     let (mut kit, sessions) = cluster(&[(100, "m")]);
