@@ -151,6 +151,8 @@ impl Gangs {
 pub struct Recovery {
     /// Without a word for this long, a node's rows go to others.
     pub node_silent_ms: u64,
+    /// The same for a node whose machine another node still sees.
+    pub node_seen_silent_ms: u64,
     /// How long a restarted controller waits for the workers it had.
     pub adopt_grace_ms: u64,
     /// First pause before a failed worker is started again; doubles with each failure in a row.
@@ -193,6 +195,7 @@ impl Default for Recovery {
         let policy = Policy::default();
         Self {
             node_silent_ms: policy.node_silent_ms,
+            node_seen_silent_ms: policy.node_seen_silent_ms,
             adopt_grace_ms: policy.adopt_grace_ms,
             restart_base_ms: policy.restart_base_ms,
             restart_cap_ms: policy.restart_cap_ms,
@@ -336,6 +339,10 @@ impl Config {
             let why = "it must be at least two heartbeat intervals, or one late heartbeat would cost a node its rows";
             return refuse("recovery.node_silent_ms", &self.recovery.node_silent_ms, why);
         }
+        if self.recovery.node_seen_silent_ms < self.recovery.node_silent_ms {
+            let why = "it must be at least recovery.node_silent_ms: a node that another still sees is given no less time";
+            return refuse("recovery.node_seen_silent_ms", &self.recovery.node_seen_silent_ms, why);
+        }
         if self.limits.max_row_bytes > MAX_ROW_BYTES {
             let why = "a row must fit a message of 32 MiB together with its tokens; at most 25165824";
             return refuse("limits.max_row_bytes", &self.limits.max_row_bytes, why);
@@ -348,6 +355,7 @@ impl Config {
     pub fn policy(&self) -> Policy {
         Policy {
             node_silent_ms: self.recovery.node_silent_ms,
+            node_seen_silent_ms: self.recovery.node_seen_silent_ms,
             adopt_grace_ms: self.recovery.adopt_grace_ms,
             restart_base_ms: self.recovery.restart_base_ms,
             restart_cap_ms: self.recovery.restart_cap_ms,
@@ -505,6 +513,8 @@ mod tests {
         assert!(broken.starts_with("the configuration file FILE is refused: line 1: "), "{broken}");
         let silent = parse("[recovery]\nnode_silent_ms = 1500\n").unwrap_err();
         assert!(silent.contains("at least two heartbeat intervals"), "{silent}");
+        let seen = parse("[recovery]\nnode_silent_ms = 20000\n").unwrap_err();
+        assert!(seen.starts_with("recovery.node_seen_silent_ms = 15000 is refused: it must be"), "{seen}");
         let network = parse("[gangs]\nnetworks = [\"10.0.0.0/24\", \"en5\"]\n").unwrap_err();
         assert_eq!(network, "gangs.networks = en5 is refused: a network looks like 10.0.0.0/24");
         let row = parse("[limits]\nmax_row_bytes = 30000000\n").unwrap_err();

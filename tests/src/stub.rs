@@ -291,6 +291,8 @@ async fn take(
             let lines = LogLines { request_id: request.request_id, lines: Vec::new(), end: true };
             send(sender, Body::LogLines(lines)).await
         }
+        // It sees nobody; who does not look does not answer.
+        Command::LookAtNode(_) => Ok(()),
         Command::InspectModel(request) => {
             let report = ModelReport {
                 problem: format!("the model {} is no directory on this node", request.model),

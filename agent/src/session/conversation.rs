@@ -18,7 +18,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{Options, feed, inspections::Inspections, logs::Requests, outgoing, transport, writer::Writer};
+use super::{
+    Options, feed, inspections::Inspections, logs::Requests, looks::Looks, outgoing, transport,
+    writer::Writer,
+};
 use crate::{
     ledger::Ledger,
     spool::{self, Cursor},
@@ -252,6 +255,7 @@ async fn talk(
         spool: &options.spool,
         logs: Requests::new(options.logs.clone(), options.node_id.clone(), sender.clone()),
         inspections: Inspections::new(options.inspector.clone(), sender.clone()),
+        looks: Looks::new(sender.clone()),
         sent_through: Arc::clone(&sent_through),
     };
     let reading = reader.run(&mut inbound);
@@ -301,6 +305,7 @@ struct Reader<'a> {
     spool: &'a spool::Handle,
     logs: Requests,
     inspections: Inspections,
+    looks: Looks,
     sent_through: Arc<AtomicU64>,
 }
 
@@ -317,6 +322,7 @@ impl Reader<'_> {
                 }
                 Body::LogRequest(request) => self.logs.take(&request),
                 Body::InspectModel(request) => self.inspections.take(request).await?,
+                Body::LookAtNode(request) => self.looks.take(request),
                 Body::StartWorker(start) => self.supervisor.command(Command::Start(Box::new(start))).await?,
                 Body::StopWorker(stop) => self.supervisor.command(Command::Stop(stop)).await?,
                 Body::Rows(rows) => self.supervisor.command(Command::Rows(rows)).await?,

@@ -13,7 +13,7 @@
 //! * [`feed`] is how events come in from the supervisor; [`outgoing`] is the stream of messages with its heartbeats;
 //! * [`transport`] is the thread that carries it, and [`runtime_lag`] tells it how late everything else is;
 //! * [`conversation`] is one session, [`writer`] its outgoing half; [`logs`] answers log requests, and
-//!   [`inspections`] questions about models;
+//!   [`inspections`] questions about models; [`looks`] sees whether other machines are there;
 //! * [`retry`] decides how long to wait before the next.
 
 mod boot;
@@ -21,6 +21,7 @@ pub mod conversation;
 pub mod feed;
 pub mod inspections;
 pub mod logs;
+pub mod looks;
 pub mod outgoing;
 pub mod retry;
 pub mod runtime_lag;

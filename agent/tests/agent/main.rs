@@ -1,6 +1,7 @@
 //! The real binary against a controller that the test plays, and workers that misbehave when told to.
 
 mod lifecycle;
+mod looks;
 mod models;
 mod reconnect;
 mod support;

@@ -34,6 +34,9 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
         "gangs.first_port" => "The first port that ranks listen on.",
         "gangs.ports" => "How many ports there are for ranks, from the first one on; used in turn.",
         "recovery.node_silent_ms" => "Without a word for this long, a node's rows go to others.",
+        "recovery.node_seen_silent_ms" => {
+            "The same for a node whose machine another node still sees; a rank stays as long as its gang computes."
+        }
         "recovery.adopt_grace_ms" => "How long a restarted controller waits for the workers it had.",
         "recovery.restart_base_ms" => {
             "First pause before a failed worker is started again; doubles with each failure in a row."

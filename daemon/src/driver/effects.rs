@@ -145,6 +145,10 @@ impl Driver {
                 let request_id = self.questions.number_for_the_machine(&model);
                 vec![Body::InspectModel(v1::InspectModel { request_id, model })]
             }
+            Command::LookAt { request_id, of, addresses } => {
+                let addresses = addresses.iter().map(ToString::to_string).collect();
+                vec![Body::LookAtNode(v1::LookAtNode { request_id, node_id: of.to_string(), addresses })]
+            }
             Command::StopWorker { command_id, worker, mode, grace_ms, reason, ask_for_stack } => {
                 vec![Body::StopWorker(v1::StopWorker {
                     command_id,

@@ -228,6 +228,11 @@ impl Driver {
                     self.questions.answered(&node, inspected);
                 }
             }
+            FromAgent::NodeSeen(seen) => {
+                if let Some(event) = convert::node_seen(node, &seen) {
+                    self.apply(event, &[]).await;
+                }
+            }
             FromAgent::LogLines(lines) => {
                 let request_id = lines.request_id;
                 if self.logs.deliver(&node, lines) {

@@ -104,6 +104,34 @@ pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
     found
 }
 
+/// Where a machine with the interfaces `of` can be looked at by one with the interfaces `from`: its private addresses in
+/// subnets that both are on. An address that both have is the looker's own, and tells nothing of anybody else; so agents on one
+/// machine, which have the same addresses, are in no one's sight.
+#[must_use]
+pub fn in_sight(of: &[Interface], from: &[Interface]) -> Vec<IpAddr> {
+    let from: Vec<Network> = networks(from).collect();
+    let is_in_sight = |network: &Network| {
+        is_private(network.address)
+            && from.iter().any(|own| own.prefix_bits == network.prefix_bits && own.contains(network.address))
+            && from.iter().all(|own| own.address != network.address)
+    };
+    networks(of).filter(is_in_sight).map(|network| network.address).collect()
+}
+
+/// The addresses that a machine has towards others, with their subnets.
+fn networks(interfaces: &[Interface]) -> impl Iterator<Item = Network> {
+    let towards_others = interfaces.iter().filter(|interface| interface.usable && !interface.loopback);
+    towards_others.flat_map(|interface| &interface.addresses).filter_map(|text| Network::parse(text).ok())
+}
+
+/// Agents look nowhere else.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_private() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_unique_local(),
+    }
+}
+
 struct Place<'a> {
     interface: &'a str,
     address: IpAddr,
@@ -186,6 +214,43 @@ mod tests {
         let machines =
             [node("a", "1", &[("lo", true, "127.0.0.1/8")]), node("b", "2", &[("lo", true, "127.0.0.1/8")])];
         assert_eq!(found(&machines, &["127.0.0.0/8"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_machine_is_in_sight_where_both_are_on_one_private_network() {
+        let sights = [
+            (&["10.0.0.1/30"][..], &["10.0.0.2/30"][..], &["10.0.0.1"][..]),
+            (&["10.0.0.1/30", "192.168.1.5/24"], &["192.168.1.6/24"], &["192.168.1.5"]),
+            (
+                &["169.254.7.1/16", "fd00::1/64"],
+                &["169.254.9.9/16", "fd00::2/64"],
+                &["169.254.7.1", "fd00::1"],
+            ),
+            // Another subnet, a public one, and the looker's own address.
+            (&["10.0.0.1/30"], &["10.0.0.5/30"], &[]),
+            (&["10.0.0.1/8"], &["10.0.0.5/30"], &[]),
+            (&["203.0.113.1/24", "2001:db8::1/64"], &["203.0.113.2/24", "2001:db8::2/64"], &[]),
+            (&["10.0.0.1/24"], &["10.0.0.1/24"], &[]),
+            (&["10.0.0.1/24"], &["10.0.0.1/24", "10.0.0.2/24"], &[]),
+        ];
+        let on = |name: &str, usable, addresses: &[&str]| Interface {
+            name: name.to_owned(),
+            usable,
+            loopback: name == "lo",
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+        };
+        for (of, from, expected) in sights {
+            let expected: Vec<IpAddr> = expected.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(
+                in_sight(&[on("en0", true, of)], &[on("en3", true, from)]),
+                expected,
+                "{of:?} {from:?}"
+            );
+        }
+        let (one, other) = (&["10.0.0.1/24"], &["10.0.0.2/24"]);
+        assert!(in_sight(&[on("en0", false, one)], &[on("en0", true, other)]).is_empty(), "it is down");
+        assert!(in_sight(&[on("en0", true, one)], &[on("en0", false, other)]).is_empty(), "so is this");
+        assert!(in_sight(&[on("lo", true, one)], &[on("lo", true, other)]).is_empty(), "leads nowhere");
     }
 
     #[test]

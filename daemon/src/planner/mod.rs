@@ -24,5 +24,5 @@ mod rings;
 pub use assign::{Assignment, JobView, Layout, Limits, NodeView, RunningGangs, View, assign};
 pub use check::{Violation, check};
 pub use choose::choose;
-pub use links::{Interface, Network, NodeInterfaces, links};
+pub use links::{Interface, Network, NodeInterfaces, in_sight, links};
 pub use question::{Alternative, Answer, Candidate, Choice, GangPlan, Question, RankPlan, Wish};

@@ -1,6 +1,6 @@
 //! What the machine wants done.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::fit::Span;
@@ -82,6 +82,15 @@ pub enum Command {
     InspectModel {
         /// Which.
         model: String,
+    },
+    /// See whether another node's machine is there. Answered by [`Event::NodeSeen`](super::Event::NodeSeen).
+    LookAt {
+        /// Comes back in the answer.
+        request_id: u64,
+        /// The node that is looked for.
+        of: NodeId,
+        /// Where: a few at most.
+        addresses: Vec<IpAddr>,
     },
     /// End a worker.
     StopWorker {

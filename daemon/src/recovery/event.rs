@@ -378,6 +378,19 @@ pub enum Event {
         /// Over which connection.
         session: SessionId,
     },
+    /// A node looked whether another one's machine is there.
+    NodeSeen {
+        /// Who looked.
+        node: NodeId,
+        /// The number it was asked under.
+        request_id: u64,
+        /// The node that was looked for.
+        of: NodeId,
+        /// Whether it answers there.
+        seen: bool,
+        /// What happened: a sentence.
+        how: String,
+    },
     /// The connection ended.
     SessionLost {
         /// Whose.

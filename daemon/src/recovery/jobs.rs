@@ -75,7 +75,7 @@ impl Machine {
 
     pub(super) fn on_tick(&mut self, now: Now) {
         self.forgive_own_absence(now);
-        self.answer_silence(now);
+        self.mind_silence(now);
         self.answer_hangs(now);
         self.measure_speeds(now);
         self.note_breaks(now);
@@ -106,9 +106,7 @@ impl Machine {
             return;
         }
         for node in self.nodes.values_mut() {
-            if let Some(heard) = &mut node.last_heard_mono_ms {
-                *heard = now.mono_ms.min(*heard + absent_ms);
-            }
+            node.forgive_absence(now, absent_ms);
         }
         for id in &self.open_jobs {
             let Some(job) = self.jobs.get_mut(id) else { continue };

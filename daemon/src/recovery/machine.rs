@@ -109,6 +109,10 @@ impl Machine {
                 self.on_heard(now, &node, session);
                 reconsider = false;
             }
+            Event::NodeSeen { node, request_id, of, seen, how } => {
+                self.on_node_seen(now, &node, request_id, &of, seen, how);
+                reconsider = false;
+            }
             Event::SessionLost { node, session } => self.on_session_lost(&node, session),
             Event::RuntimeChanged { node, problem } => self.on_runtime_changed(&node, problem),
             Event::WorkerStarted { node, worker, pid } => self.on_worker_started(now, &node, worker, pid),

@@ -21,6 +21,7 @@
 //! a node:    unknown ─hello─▶ replaying ─spool replayed─▶ connected ─▶ away ─silent too long─▶ silent
 //!                                ▲                                       │                       │
 //!                                └───────────────── hello ───────────────┴───────────────────────┘
+//!            away for longer where another node still sees it: what it has stays with it for a while (`silence`)
 //! ```
 
 mod boot;
@@ -46,6 +47,7 @@ mod rates;
 mod results;
 pub mod rules;
 mod sessions;
+mod silence;
 mod state;
 #[cfg(test)]
 mod tests;

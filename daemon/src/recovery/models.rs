@@ -247,7 +247,8 @@ impl Machine {
                 return false;
             }
             // A short absence or a back-off changes no plan.
-            let is_about = !node.silence_answered && !node.draining && node.facts.runtime_problem.is_none();
+            let is_about =
+                !node.silence.is_answered() && !node.draining && node.facts.runtime_problem.is_none();
             match sought {
                 // Where a worker is ending there is room in a moment.
                 Sought::Own | Sought::Fallback => is_about && job.workers.get(&node.id).is_none_or(is_ending),

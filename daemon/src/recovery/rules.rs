@@ -1,7 +1,12 @@
 //! The recovery rules, in one place. [`answer`] is the table: a fault and what is known of it on the left, what to do
-//! on the right. To change a rule, change a line here and the test that states it below.
+//! on the right; [`answer_to_silence`] is the one of silent nodes. To change a rule, change a line here and the test that states
+//! it below.
+
+mod silence;
 
 use std::fmt;
+
+pub use silence::{Sight, SilenceAnswer, SilenceFacts, answer_to_silence};
 
 use super::event::{ExitClass, WorkerPhase, WorkerSettings};
 use crate::{
@@ -14,6 +19,10 @@ use crate::{
 pub struct Policy {
     /// Without a word for this long, a node's rows go to others. Five missed heartbeats.
     pub node_silent_ms: u64,
+    /// The same for a node whose machine another node still sees. Its workers go on, so moving its rows costs the most there and
+    /// saves the least: as long as a switch takes to start, and an agent to be started anew and find its way back
+    /// (`adopt_grace_ms`). A gang that computes has longer.
+    pub node_seen_silent_ms: u64,
     /// How long a restarted controller waits for the workers it had before it gives their rows to others. Longer than
     /// an agent's longest reconnect pause (5 s) plus its spool.
     pub adopt_grace_ms: u64,
@@ -82,6 +91,7 @@ impl Default for Policy {
         Self {
             // With the ticks it takes to see it, five seconds.
             node_silent_ms: 4_800,
+            node_seen_silent_ms: 15_000,
             adopt_grace_ms: 15_000,
             restart_base_ms: 500,
             restart_cap_ms: 60_000,

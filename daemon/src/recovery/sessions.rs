@@ -1,4 +1,4 @@
-//! Nodes come, go silent and return.
+//! Nodes come, go and return. What is done about those that stay silent is in [`super::silence`].
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -9,6 +9,7 @@ use super::{
     event::{HeldRow, NodeFacts, Now, ReportedWorker, SessionId, WorkerPhase},
     incidents::Opening,
     machine::Machine,
+    silence::Silence,
     state::{Lease, Node, Session, StopReason, Worker},
 };
 use crate::{
@@ -38,7 +39,6 @@ impl Machine {
             acked_spool_seq: None,
             must_resend: false,
         });
-        node.silence_answered = false;
         node.heard(now);
         let record = node.record();
         self.out.push(Effect::RecordNode(record.clone()));
@@ -348,73 +348,6 @@ impl Machine {
         }
     }
 
-    /// Nodes without a word for too long: their rows go to others.
-    pub(super) fn answer_silence(&mut self, now: Now) {
-        let silent_ms = self.policy.node_silent_ms;
-        let silent: Vec<NodeId> = self
-            .nodes
-            .values()
-            .filter(|node| !node.silence_answered)
-            .filter(|node| node.last_heard_mono_ms.is_some_and(|at| now.mono_ms >= at + silent_ms))
-            .map(|node| node.id.clone())
-            .collect();
-        for id in silent {
-            let Some(node) = self.nodes.get_mut(&id) else { continue };
-            node.silence_answered = true;
-            let record = node.record();
-            if let Some(session) = node.session.take() {
-                let reason = format!("no word from {id} for {silent_ms} ms");
-                self.out.push(Effect::CloseSession { node: id.clone(), session: session.id, reason });
-            }
-            self.out.push(Effect::RecordNode(record));
-            self.give_up_on(now, &id);
-        }
-    }
-
-    fn give_up_on(&mut self, now: Now, id: &NodeId) {
-        let mut costs = Costs::default();
-        let (mut broken, mut ended) = (Vec::new(), Vec::new());
-        for job_id in self.open_jobs.clone() {
-            let Some(job) = self.jobs.get_mut(&job_id) else { continue };
-            let worker = job.workers.remove(id);
-            broken.extend(worker.iter().filter(|worker| worker.world_size > 1).map(|w| (job_id, w.epoch)));
-            let mut of_job = job.release(|_, lease| lease.node == *id);
-            of_job.tokens_lost = worker.as_ref().map_or(0, Worker::tokens_at_risk);
-            job.record.rows_requeued += of_job.rows;
-            ended.extend(worker.as_ref().map(|worker| (job_id, worker.epoch)));
-            costs += of_job;
-            let launches = job.record.launches.len();
-            job.record.launches.retain(|launch| launch.node != *id);
-            if worker.is_some() || launches != job.record.launches.len() {
-                self.record_job(job_id);
-            }
-        }
-        let seconds = self.policy.node_silent_ms as f64 / 1e3;
-        let summary = format!("no word from {id} for {seconds:.0} s");
-        let rows = match costs.rows {
-            0 => String::new(),
-            rows => format!("its {rows} rows were handed out again; "),
-        };
-        let action = format!("{rows}it is taken back when it returns");
-        self.emit(Severity::Warning, "node-silent", Some(id), None, format!("{summary}; {action}"));
-        let opening = Opening {
-            node: Some(id.clone()),
-            summary,
-            action,
-            costs,
-            noticed_after_ms: Some(self.policy.node_silent_ms),
-            ..Opening::default()
-        };
-        let incident = self.incidents.open(now, Fault::NodeSilent, opening);
-        for (job, epoch) in ended {
-            self.await_first_token(now, job, epoch, incident);
-        }
-        for (job, epoch) in broken {
-            self.blame(job, epoch, incident);
-            self.end_gang(now, job, epoch, &format!("the node of a rank, {id}, is silent"));
-        }
-    }
-
     /// What the end of a gang costs belongs to this incident.
     pub(super) fn blame(&mut self, job: JobId, epoch: Epoch, incident: u64) {
         if let Some(gang) = self.gang_mut(job, epoch) {
@@ -471,7 +404,7 @@ impl Node {
             session: None,
             last_heard_mono_ms: None,
             last_seen_unix_ms: 0,
-            silence_answered: false,
+            silence: Silence::default(),
             gpu_faults_unix_ms: Vec::new(),
             quarantine: None,
             debt: Debt::default(),
@@ -481,6 +414,7 @@ impl Node {
     fn heard(&mut self, now: Now) {
         self.last_heard_mono_ms = Some(now.mono_ms);
         self.last_seen_unix_ms = now.unix_ms;
+        self.silence = Silence::default();
     }
 
     pub(super) fn record(&self) -> NodeRecord {

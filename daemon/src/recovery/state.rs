@@ -14,6 +14,7 @@ use super::{
     models::KnownLayout,
     parking::Parked,
     rates::{RowRate, TokenRate},
+    silence::Silence,
     windows::Closed,
 };
 use crate::model::{
@@ -36,8 +37,8 @@ pub struct Node {
     pub last_heard_mono_ms: Option<u64>,
     /// The same by the wall clock, from earlier runs too.
     pub last_seen_unix_ms: u64,
-    /// Whether its silence has been answered already.
-    pub(super) silence_answered: bool,
+    /// What has been done about its silence; nothing while it is heard.
+    pub(super) silence: Silence,
     /// When its GPU failed lately.
     pub(super) gpu_faults_unix_ms: Vec<u64>,
     /// Why it takes no work for a while.

@@ -8,6 +8,7 @@ mod kit;
 mod ladder;
 mod learning;
 mod random_nights;
+mod silence;
 mod sim;
 mod stories;
 mod windows;

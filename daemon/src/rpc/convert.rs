@@ -13,8 +13,8 @@ use crate::{
     },
     planner::Interface,
     recovery::{
-        BootFacts, CheckpointNews, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts, ProgressNews,
-        ReportedWorker, ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
+        BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts,
+        ProgressNews, ReportedWorker, ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
     },
 };
 
@@ -339,6 +339,12 @@ pub(crate) fn node_id(name: &str) -> Result<NodeId, String> {
     Ok(NodeId::from(name))
 }
 
+/// What a node saw of another; nothing if that has no node's name.
+pub(crate) fn node_seen(node: NodeId, seen: &v1::NodeSeen) -> Option<Event> {
+    let (request_id, how) = (seen.request_id, clip(&seen.how));
+    node_id(&seen.node_id).ok().map(|of| Event::NodeSeen { node, request_id, of, seen: seen.seen, how })
+}
+
 /// What a node's report on a model means for the recovery machine.
 pub(crate) fn model_found(report: v1::ModelReport) -> ModelFound {
     match super::plan::facts_of(&report) {
@@ -494,6 +500,20 @@ mod tests {
     #[test]
     fn texts_are_clipped_at_a_character() {
         assert_eq!(clip(&"ä".repeat(3_000)).chars().count(), 1_000);
+    }
+
+    #[test]
+    fn what_a_node_saw_of_another_is_taken_with_its_bounds() {
+        let mut seen =
+            v1::NodeSeen { request_id: 7, node_id: "n3".to_owned(), seen: true, how: "ä".repeat(3_000) };
+        let Some(Event::NodeSeen { node, request_id, of, seen: true, how }) = node_seen("n2".into(), &seen)
+        else {
+            panic!("it is told")
+        };
+        assert_eq!((node.as_str(), request_id, of.as_str()), ("n2", 7, "n3"));
+        assert_eq!(how.chars().count(), 1_000);
+        seen.node_id = "n".repeat(64);
+        assert!(node_seen("n2".into(), &seen).is_none());
     }
 
     #[test]

@@ -29,7 +29,8 @@ const STRIKES: u64 = 3;
 
 /// An agent takes a second to be back, on a busy machine several. That a silent node's rows go to others is another
 /// case's subject; here it would make the logs a matter of chance.
-const CONFIG: &str = "[recovery]\nnode_silent_ms = 60000\nadopt_grace_ms = 60000\n";
+const CONFIG: &str =
+    "[recovery]\nnode_silent_ms = 60000\nnode_seen_silent_ms = 60000\nadopt_grace_ms = 60000\n";
 
 /// What the controller must say when a worker is killed.
 const WORKER_KILLED: &str = "WARN the worker of j* on n* was ended by SIGKILL*; its rows were handed out again; \

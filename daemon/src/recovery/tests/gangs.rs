@@ -8,7 +8,7 @@ use crate::{
     recovery::*,
 };
 
-type Sessions = Vec<(&'static str, SessionId)>;
+pub(super) type Sessions = Vec<(&'static str, SessionId)>;
 
 /// Nodes a, b, … of so many gigabytes each, in one allowed network, all of which have the large model.
 pub(super) fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
@@ -24,7 +24,7 @@ pub(super) fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
 }
 
 /// A job over a gang of two whose ranks are ready, the rows of rank 0, and the keys of both ranks.
-fn at_work() -> (Kit, Sessions, Vec<(String, WorkerKey)>, Vec<RowGrant>) {
+pub(super) fn at_work() -> (Kit, Sessions, Vec<(String, WorkerKey)>, Vec<RowGrant>) {
     let (mut kit, sessions) = cluster(&[60, 60]);
     let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
     effects.extend(kit.wait(2_100, &sessions));

@@ -5,18 +5,16 @@
 //!
 //! A night that fails prints its seed and the end of its trace; `NIGHTSHIFT_SEED` replays one alone.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use jiff::tz::TimeZone;
 
 use super::{
     kit::{facts, large_model, machine, record},
-    sim::{Dice, SimAgent, SimWorker, Up, policy},
+    sim::{Dice, Disk, SimAgent, SimWorker, Up, policy},
 };
 use crate::{
-    model::{
-        Fault, Incident, JobId, JobRecord, JobState, NodeId, NodeRecord, ReplayedJob, RowIx, RowSet, Window,
-    },
+    model::{Fault, Incident, JobId, JobState, NodeId, ReplayedJob, RowIx, RowSet, Window},
     recovery::*,
 };
 
@@ -26,16 +24,6 @@ const NIGHTS: u64 = 300;
 const STEPS_OF_FAULTS: usize = 600;
 /// Far more than a night without faults needs: not ending by then is being stuck.
 const STEPS_TO_END: usize = 20_000;
-
-/// What survives the controller.
-#[derive(Default)]
-struct Disk {
-    jobs: BTreeMap<JobId, JobRecord>,
-    nodes: BTreeMap<NodeId, NodeRecord>,
-    incidents: BTreeMap<u64, Incident>,
-    done: BTreeSet<(JobId, RowIx)>,
-    failed: BTreeSet<(JobId, RowIx)>,
-}
 
 struct Night {
     /// The model needs two nodes.
@@ -287,6 +275,9 @@ impl Night {
                 Event::ModelFound { node, session, model, found }
             }
             Up::Exited(exit) => Event::WorkerExited { node, exit },
+            Up::Seen(request_id, of, seen) => {
+                Event::NodeSeen { node, request_id, of, seen, how: String::new() }
+            }
             Up::Refused(command_id) => {
                 Event::CommandRefused { node, command_id, problem: "older epoch".to_owned() }
             }
@@ -344,6 +335,7 @@ impl Night {
             }
             Command::Drain { .. } => {}
             Command::InspectModel { model } => agent.say(Up::Model(model)),
+            Command::LookAt { request_id, of, .. } => agent.look(request_id, of, &mut self.dice),
             Command::AckResults { through_spool_seq } => {
                 let kept = agent.spool.split_off(&(through_spool_seq + 1));
                 let forgotten = std::mem::replace(&mut agent.spool, kept);
@@ -484,9 +476,9 @@ impl Night {
             3 => self.crash_controller(),
             4 => self.disk_full = !self.disk_full,
             5 => {
-                // Silence: time passes without a word from this node.
+                // Silence: time passes without a word from this node, for others that see it longer than they may wait.
                 let session = self.agents[&id].session;
-                for _ in 0..60 {
+                for _ in 0..[60, 160][self.dice.below(2)] {
                     let others: Vec<_> = self
                         .agents
                         .iter()
@@ -494,7 +486,9 @@ impl Night {
                         .map(|(other, agent)| (other.clone(), agent.session.unwrap()))
                         .collect();
                     for (node, session) in others {
-                        self.tell(Event::Heard { node, session });
+                        self.tell(Event::Heard { node: node.clone(), session });
+                        self.deliver_down(&node);
+                        self.deliver_up(&node);
                     }
                     self.tick(100);
                 }

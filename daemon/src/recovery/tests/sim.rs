@@ -1,10 +1,10 @@
-//! The pieces of a random night: dice, and agents with a worker, a spool and a connection.
+//! The pieces of a random night: dice, a disk, and agents with a worker, a spool and a connection.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::kit::policy_with_a_network;
 use crate::{
-    model::{Epoch, JobId, RowIx, WorkerKey},
+    model::{Epoch, Incident, JobId, JobRecord, NodeId, NodeRecord, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -34,6 +34,16 @@ impl Dice {
     }
 }
 
+/// What survives the controller.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) jobs: BTreeMap<JobId, JobRecord>,
+    pub(super) nodes: BTreeMap<NodeId, NodeRecord>,
+    pub(super) incidents: BTreeMap<u64, Incident>,
+    pub(super) done: BTreeSet<(JobId, RowIx)>,
+    pub(super) failed: BTreeSet<(JobId, RowIx)>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct SimWorker {
     pub(super) key: WorkerKey,
@@ -52,6 +62,7 @@ pub(super) enum Up {
     Replayed,
     Exited(WorkerExit),
     Refused(u64),
+    Seen(u64, NodeId, bool),
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +97,14 @@ impl SimAgent {
             self.to_controller.push_back(up);
         } else if let Up::Exited(exit) = up {
             self.untold.push(exit);
+        }
+    }
+
+    /// What it sees need not be true, and at times it says nothing.
+    pub(super) fn look(&mut self, request_id: u64, of: NodeId, dice: &mut Dice) {
+        let seen = !dice.one_in(4);
+        if !dice.one_in(4) {
+            self.say(Up::Seen(request_id, of, seen));
         }
     }
 
