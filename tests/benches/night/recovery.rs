@@ -196,6 +196,9 @@ async fn hangs(table: &mut Table, trials: usize) {
     let cluster = builder("hangs").agents(2).on_a_net().start().await;
     let job = submit(&cluster, "hangs", Mode::Pipeline).await;
     let (mut seen, mut done) = (Vec::new(), 0);
+    let _ = at_work(&cluster, job.job_id, 2, done).await;
+    // As many reports as make known how long its steps take.
+    tokio::time::sleep(Duration::from_secs(12)).await;
     for _ in 0..trials {
         let now = at_work(&cluster, job.job_id, 2, done + 3).await;
         done = rows_done(&now);

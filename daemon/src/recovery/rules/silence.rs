@@ -61,19 +61,19 @@ mod tests {
         use SilenceAnswer::{GiveUp, Keep, Wait};
         let policy = Policy::default();
         let rows = [
-            (4_999, Unknown, false, Wait),
-            (4_999, Unseen, false, Wait),
-            (4_999, Seen, true, Wait),
-            (5_000, Unknown, false, GiveUp),
-            (5_000, Unseen, false, GiveUp),
-            (5_000, Seen, false, Keep),
+            (4_799, Unknown, false, Wait),
+            (4_799, Unseen, false, Wait),
+            (4_799, Seen, true, Wait),
+            (4_800, Unknown, false, GiveUp),
+            (4_800, Unseen, false, GiveUp),
+            (4_800, Seen, false, Keep),
             (14_999, Unseen, false, GiveUp),
             (14_999, Seen, false, Keep),
             (15_000, Seen, false, GiveUp),
             // That a gang computes is known for the length of its budget; that a machine is gone is known now.
-            (5_000, Unknown, true, GiveUp),
-            (5_000, Unseen, true, GiveUp),
-            (5_000, Seen, true, Keep),
+            (4_800, Unknown, true, GiveUp),
+            (4_800, Unseen, true, GiveUp),
+            (4_800, Seen, true, Keep),
             (15_000, Seen, true, Keep),
             (u64::MAX, Seen, true, Keep),
             (u64::MAX, Seen, false, GiveUp),

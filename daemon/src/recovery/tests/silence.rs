@@ -18,6 +18,8 @@ fn on_one_network(nodes: usize) -> (Kit, Sessions, Vec<WorkerKey>) {
 
 fn at_addresses(addresses: &[&str]) -> (Kit, Sessions, Vec<WorkerKey>) {
     let mut kit = Kit::new();
+    let policy = Policy { node_silent_ms: 5_000, ..Policy::default() };
+    let _ = kit.tell(Event::PolicyChanged(policy));
     let mut sessions = Vec::new();
     for (name, address) in NAMES.into_iter().zip(addresses) {
         kit.machines.insert(name.to_owned(), machine(address, 60));
