@@ -57,6 +57,8 @@ pub struct Global {
 pub enum Command {
     /// Show nodes, jobs and incidents on one screen
     Status(commands::status::Args),
+    /// Write the morning page: what was done, what went wrong, what to do today; as Markdown
+    Report(commands::report::Args),
     /// Submit a job: a file of rows, or of prompts
     Submit(Box<commands::submit::Args>),
     /// Say where a model fits and how it would run, here or on machines you do not have yet
@@ -96,6 +98,7 @@ impl Command {
     pub async fn run(self, app: &mut App) -> Result<Exit> {
         match self {
             Command::Status(args) => commands::status::run(args, app).await,
+            Command::Report(args) => commands::report::run(args, app).await,
             Command::Submit(args) => commands::submit::run(*args, app).await,
             Command::Plan(args) => commands::plan::run(args, app).await,
             Command::Jobs(args) => commands::jobs::run(args, app).await,

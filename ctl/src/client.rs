@@ -187,6 +187,12 @@ impl Client {
         answer(address, rpc.get_status(v1::GetStatusRequest {})).await
     }
 
+    /// `GetReport`.
+    pub async fn report(&mut self, since: String) -> Result<v1::Report> {
+        let Client { rpc, address } = self;
+        answer(address, rpc.get_report(v1::GetReportRequest { since })).await
+    }
+
     /// `ListJobs`.
     pub async fn jobs(&mut self, all: bool) -> Result<Vec<v1::Job>> {
         let Client { rpc, address } = self;

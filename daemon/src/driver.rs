@@ -5,6 +5,7 @@ mod effects;
 mod handle;
 mod logs;
 mod models;
+mod report;
 mod requests;
 mod view;
 

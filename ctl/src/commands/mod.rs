@@ -13,6 +13,7 @@ mod mode;
 pub mod nodes;
 pub mod pause;
 pub mod plan;
+pub mod report;
 pub mod results;
 pub mod resume;
 pub mod status;

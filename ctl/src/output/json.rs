@@ -3,6 +3,7 @@
 //! | command | stdout |
 //! | --- | --- |
 //! | `status` | one [`StatusView`](super::views::StatusView) |
+//! | `report` | one [`ReportView`](super::views::ReportView) |
 //! | `jobs` | `{"jobs":[`[`JobView`](super::views::JobView)`, …]}` |
 //! | `job`, `cancel`, `pause`, `resume` | one `JobView` |
 //! | `nodes` | `{"nodes":[`[`NodeView`](super::views::NodeView)`, …]}` |

@@ -34,6 +34,8 @@ pub(crate) struct World {
     pub(crate) submit_reply: Option<v1::SubmitReply>,
     /// The answer to `Plan`; without one, no node knows the model.
     pub(crate) plan: Option<v1::PlanReply>,
+    /// The answer to `GetReport`.
+    pub(crate) report: v1::Report,
     /// So many `Submit` calls are cut off before an answer.
     pub(crate) cut_submissions: u32,
     /// Streams break after so many messages, the first time.
@@ -120,6 +122,18 @@ impl ControlService for Service {
         Ok(Response::new(self.0.submit_reply.clone().unwrap_or(v1::SubmitReply {
             outcome: Some(v1::submit_reply::Outcome::Accepted(v1::Job { detail: String::new(), ..accepted })),
         })))
+    }
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> Result<Response<v1::Report>, Status> {
+        let since = request.into_inner().since;
+        self.0.note(format!("report since={since:?}"));
+        match since.as_str() {
+            "yesterday" => Err(Status::invalid_argument("\"yesterday\" is no beginning of a report")),
+            _ => Ok(Response::new(self.0.report.clone())),
+        }
     }
 
     async fn list_jobs(

@@ -17,6 +17,7 @@ mod logs;
 mod nodes;
 mod plan;
 mod program;
+mod report;
 mod results;
 mod status;
 mod steering;

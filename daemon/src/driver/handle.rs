@@ -160,6 +160,14 @@ impl Handle {
         self.ask(Request::Status).await
     }
 
+    /// What happened since a moment.
+    ///
+    /// # Errors
+    /// When the controller is stopping.
+    pub async fn report(&self, since_unix_ms: u64) -> Result<v1::Report, Refusal> {
+        self.ask(|reply| Request::Report { since_unix_ms, reply }).await
+    }
+
     /// Jobs, oldest first.
     ///
     /// # Errors

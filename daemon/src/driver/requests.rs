@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     intake::Staged,
-    model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId},
+    model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId, Work},
     recovery::{Event, RefusedRequest, SessionId},
     rpc::{convert, plan::PlanView},
 };
@@ -20,6 +20,7 @@ type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 pub(super) enum Request {
     Status(oneshot::Sender<v1::ClusterStatus>),
+    Report { since_unix_ms: u64, reply: oneshot::Sender<v1::Report> },
     Jobs { finished_too: bool, reply: oneshot::Sender<Vec<v1::Job>> },
     Job { job: JobId, reply: Reply<v1::Job> },
     JobFiles { job: JobId, reply: Reply<JobFiles> },
@@ -40,6 +41,7 @@ impl Driver {
     pub(super) async fn on_request(&mut self, request: Request) {
         match request {
             Request::Status(reply) => _ = reply.send(self.status_view()),
+            Request::Report { since_unix_ms, reply } => _ = reply.send(self.report_view(since_unix_ms)),
             Request::Jobs { finished_too, reply } => _ = reply.send(self.jobs_view(finished_too)),
             Request::Job { job, reply } => _ = reply.send(self.job_or_refusal(job)),
             Request::JobFiles { job, reply } => _ = reply.send(self.job_files(job)),
@@ -129,6 +131,7 @@ impl Driver {
             rows_requeued: 0,
             duplicate_results: 0,
             crashes: Vec::new(),
+            work: Work::default(),
         };
         self.ledger.create_job(staged, record.clone()).await.map_err(Refusal::NotRecorded)?;
         self.next_job = JobId(id.0 + 1);

@@ -49,6 +49,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod windows;
+mod work;
 mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};

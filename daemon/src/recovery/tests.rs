@@ -10,3 +10,4 @@ mod random_nights;
 mod sim;
 mod stories;
 mod windows;
+mod work;

@@ -14,7 +14,7 @@ use crate::{
     driver::{self, Refusal},
     intake::{self, Intake},
     ledger::EventFilter,
-    model::{EventRecord, JobId, NodeId, Severity},
+    model::{self, EventRecord, JobId, NodeId, Severity},
     recovery::RefusedRequest,
 };
 
@@ -93,6 +93,15 @@ impl ControlService for Control {
             },
             Err(rejection) => Ok(rejected(rejection)),
         }
+    }
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> Result<Response<v1::Report>, Status> {
+        let since = model::since(&request.into_inner().since, driver::unix_ms(), &self.zone);
+        let since_unix_ms = since.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.driver.report(since_unix_ms).await.map(Response::new).map_err(status_of)
     }
 
     async fn list_jobs(

@@ -8,6 +8,7 @@ mod forecast;
 pub mod jobs;
 pub mod nodes;
 pub mod plan;
+pub mod report;
 pub mod status;
 pub mod submit;
 pub mod watch;
