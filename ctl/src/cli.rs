@@ -67,6 +67,8 @@ pub enum Command {
     Jobs(commands::jobs::Args),
     /// Show one job
     Job(commands::job::Args),
+    /// Say why a job or a node is where it is, rule by rule
+    Explain(commands::explain::Args),
     /// Watch jobs live until they end
     Watch(commands::watch::Args),
     /// Print the results of a job as JSON Lines, also while it runs
@@ -103,6 +105,7 @@ impl Command {
             Command::Plan(args) => commands::plan::run(args, app).await,
             Command::Jobs(args) => commands::jobs::run(args, app).await,
             Command::Job(args) => commands::job::run(args, app).await,
+            Command::Explain(args) => commands::explain::run(args, app).await,
             Command::Watch(args) => commands::watch::run(args, app).await,
             Command::Results(args) => commands::results::run(args, app).await,
             Command::Cancel(args) => commands::cancel::run(args, app).await,

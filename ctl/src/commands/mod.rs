@@ -5,6 +5,7 @@ pub mod completions;
 pub mod demo;
 pub mod drain;
 pub mod events;
+pub mod explain;
 pub mod job;
 mod job_id;
 pub mod jobs;

@@ -10,6 +10,7 @@ mod canned;
 mod demo;
 mod errors;
 mod events;
+mod explain;
 mod fake;
 mod job;
 mod jobs;

@@ -168,6 +168,22 @@ impl Handle {
         self.ask(|reply| Request::Report { since_unix_ms, reply }).await
     }
 
+    /// Why a job is where it is.
+    ///
+    /// # Errors
+    /// When there is none, or the controller is stopping.
+    pub async fn explain_job(&self, job: JobId) -> Result<v1::Explanation, Refusal> {
+        self.ask(|reply| Request::ExplainJob { job, reply }).await?
+    }
+
+    /// Why a node does or does not work.
+    ///
+    /// # Errors
+    /// When there is none, or the controller is stopping.
+    pub async fn explain_node(&self, node: NodeId) -> Result<v1::Explanation, Refusal> {
+        self.ask(|reply| Request::ExplainNode { node, reply }).await?
+    }
+
     /// Jobs, oldest first.
     ///
     /// # Errors

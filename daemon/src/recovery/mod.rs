@@ -29,6 +29,7 @@ mod dispatch;
 mod effect;
 mod event;
 mod exits;
+mod explain;
 mod gangs;
 mod incidents;
 mod isolation;
@@ -58,6 +59,7 @@ pub use event::{
     ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
     WorkerSettings,
 };
+pub use explain::Ruling;
 pub use machine::Machine;
 pub use parking::Parked;
 pub use rules::Policy;

@@ -2,6 +2,7 @@
 
 mod costs;
 mod crashes;
+mod explain;
 mod gangs;
 mod kit;
 mod ladder;

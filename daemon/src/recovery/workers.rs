@@ -197,7 +197,7 @@ impl Machine {
 
     /// How long a worker may go without a step now. The ranks of a gang take their steps together: where one reads a prompt,
     /// all wait for it.
-    fn silence_budget_ms(&self, job: &Job, worker: &Worker) -> u64 {
+    pub(super) fn silence_budget_ms(&self, job: &Job, worker: &Worker) -> u64 {
         let reads = |other: &Worker| other.epoch == worker.epoch && other.phase == WorkerPhase::Prefill;
         let phase = match worker.phase {
             WorkerPhase::Idle | WorkerPhase::Decode if job.workers.values().any(reads) => {

@@ -104,6 +104,19 @@ impl ControlService for Control {
         self.driver.report(since_unix_ms).await.map(Response::new).map_err(status_of)
     }
 
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::Explanation>, Status> {
+        let v1::ExplainRequest { job_id, node_id } = request.into_inner();
+        let explained = match (job_id, node_id.as_str()) {
+            (0, "") => return Err(Status::invalid_argument("a job or a node must be named")),
+            (0, node) => self.driver.explain_node(NodeId::from(node)).await,
+            (job, _) => self.driver.explain_job(JobId(job)).await,
+        };
+        explained.map(Response::new).map_err(status_of)
+    }
+
     async fn list_jobs(
         &self,
         request: Request<v1::ListJobsRequest>,

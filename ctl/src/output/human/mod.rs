@@ -4,6 +4,7 @@
 //! plain text; colour repeats what words already say.
 
 pub mod events;
+pub mod explain;
 mod forecast;
 pub mod jobs;
 pub mod nodes;

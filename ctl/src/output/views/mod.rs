@@ -13,6 +13,7 @@ use nightshift_proto::v1;
 use serde::{Serialize, Serializer};
 
 mod cluster;
+mod explain;
 mod job;
 mod node;
 mod plan;
@@ -21,6 +22,7 @@ mod report;
 pub use cluster::{
     ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
 };
+pub use explain::{ExplainView, RulingView};
 pub use job::{ForecastView, JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};
 pub use plan::{AlternativeView, ModelSizeView, PartView, PlanView, ReasonView, WeightsView};
