@@ -11,8 +11,9 @@ const AFTER_HELP: &str = "\
 The page is Markdown. Into a file or a pipe its lines are not broken:
   clusterctl report > morning.md
 
-Speeds are tokens written a second while rows were at work. Numbers of a job are of all of it, also of what was done
-before the time of the report.";
+Speeds are tokens written a second while rows were at work; what a gang does counts for
+the node of its rank 0. Numbers of a job are of all of it, also of what was done before
+the time of the report.";
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use nightshift_proto::v1;
 
 use super::{Driver, view::incident_message};
 use crate::{
-    model::{Incident, NodeId, NodeWork},
+    model::{Incident, JobId, NodeId, NodeWork},
     recovery::{Job, Now},
 };
 
@@ -113,23 +113,18 @@ fn work_message(node: &NodeId, work: NodeWork) -> v1::NodeWork {
 
 /// What a job wants of a person and is not told as a problem of the cluster already.
 fn to_do_about(job: &v1::Job, told: &[String]) -> Option<String> {
-    let id = crate::model::JobId(job.job_id);
-    let is_told = told.iter().any(|problem| problem.starts_with(&format!("Job {id} ")));
-    if is_told {
-        return None;
-    }
+    let id = JobId(job.job_id);
+    let look = format!("clusterctl results {id} --errors");
+    let is_told = |words: &str| told.iter().any(|problem| problem.contains(words));
+    let paused = (job.state() == v1::JobState::Paused && !is_told(&format!("Job {id} is paused")))
+        .then(|| format!("Job {id} is paused; it goes on with: clusterctl resume {id}."));
     let late = job.forecast.as_ref().and_then(|forecast| {
         let rows = forecast.rows_left_at_deadline.filter(|rows| *rows > 0)?;
         Some(format!("Job {id} will not be done by its deadline: {} left then.", rows_words(rows)))
     });
-    let failed = (job.rows_failed > 0).then(|| {
-        format!(
-            "Look at the {} of job {id} that ended with an error: clusterctl results {id} --errors.",
-            rows_words(job.rows_failed)
-        )
+    let failed = (job.rows_failed > 0 && !is_told(&look)).then(|| {
+        format!("Look at the {} of job {id} that ended with an error: {look}.", rows_words(job.rows_failed))
     });
-    let paused = (job.state() == v1::JobState::Paused)
-        .then(|| format!("Job {id} is paused; it goes on with: clusterctl resume {id}."));
     let all: Vec<String> = [paused, late, failed].into_iter().flatten().collect();
     (!all.is_empty()).then(|| all.join(" "))
 }
@@ -204,7 +199,7 @@ fn verdict<'a>(jobs: impl Iterator<Item = &'a v1::Job> + Clone) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Fault, JobId};
+    use crate::model::Fault;
 
     fn job(id: u64, state: v1::JobState, rows_succeeded: u64, rows_failed: u64) -> v1::Job {
         v1::Job { job_id: id, state: state.into(), rows_succeeded, rows_failed, ..v1::Job::default() }
@@ -241,11 +236,18 @@ mod tests {
             sentence,
             "Look at the 2 rows of job j7 that ended with an error: clusterctl results j7 --errors."
         );
-        let told = ["Job j7 is complete, but 50 of its 100 rows ended with an error: …".to_owned()];
+        let told = [
+            "Job j7 is complete, but 50 of its 100 rows ended with an error: clusterctl results j7 --errors."
+                .to_owned(),
+        ];
         assert_eq!(to_do_about(&failed, &told), None);
         assert_eq!(to_do_about(&job(7, Completed, 98, 0), &[]), None);
         let paused = to_do_about(&job(7, Paused, 98, 0), &[]).unwrap();
         assert!(paused.ends_with("clusterctl resume j7."), "{paused}");
+        let told = ["Job j7 is paused: workers failed 5 times in a row.".to_owned()];
+        assert_eq!(to_do_about(&job(7, Paused, 98, 0), &told), None);
+        let failed_too = to_do_about(&job(7, Paused, 97, 1), &told).unwrap();
+        assert!(failed_too.starts_with("Look at the 1 row of job j7"), "{failed_too}");
         let forecast = v1::Forecast { rows_left_at_deadline: Some(1), ..v1::Forecast::default() };
         let late = v1::Job { forecast: Some(forecast), ..job(7, v1::JobState::Running, 1, 0) };
         assert_eq!(
