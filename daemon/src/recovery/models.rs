@@ -39,6 +39,9 @@ enum Said {
     Cannot,
 }
 
+/// So much of a fingerprint tells the few kinds of files of one model apart.
+const SHORT_FINGERPRINT: usize = 8;
+
 /// The same in a word, for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ModelWord<'a> {
@@ -55,14 +58,16 @@ impl<'a> ModelWord<'a> {
     }
 
     /// `kinds` is how many different files nodes have under the name.
-    pub(super) fn words(self, kinds: usize) -> &'a str {
+    pub(super) fn words(self, kinds: usize) -> String {
         match self {
-            Self::NotAsked => "not asked",
-            Self::Nothing => "has not said yet how large it is there",
-            Self::Has(_) if kinds < 2 => "has it",
-            // Which of them are used says the plan.
-            Self::Has(fingerprint) => fingerprint,
-            Self::Cannot => "has not got it, or cannot read it; a worker there would say which",
+            Self::NotAsked => "not asked".to_owned(),
+            Self::Nothing => "has not said yet how large it is there".to_owned(),
+            Self::Has(_) if kinds < 2 => "has it".to_owned(),
+            // Only nodes with the same files work together.
+            Self::Has(fingerprint) => {
+                format!("has files {}", fingerprint.get(..SHORT_FINGERPRINT).unwrap_or(fingerprint))
+            }
+            Self::Cannot => "has not got it, or cannot read it; a worker there would say which".to_owned(),
         }
     }
 }

@@ -92,7 +92,8 @@ impl Machine {
                 connected.iter().map(|node| (*node, self.models.word_on(model, node))).collect();
             let kinds: std::collections::BTreeSet<&str> =
                 said.iter().filter_map(|(_, word)| word.fingerprint()).collect();
-            let words = said_once(said.iter().map(|(node, word)| (*node, word.words(kinds.len()))));
+            let spoken: Vec<String> = said.iter().map(|(_, word)| word.words(kinds.len())).collect();
+            let words = said_once(said.iter().zip(&spoken).map(|((node, _), words)| (*node, words.as_str())));
             let told: Vec<String> =
                 words.into_iter().map(|(nodes, words)| format!("{nodes}: {words}")).collect();
             let sentence = match told.is_empty() {

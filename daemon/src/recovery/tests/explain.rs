@@ -162,6 +162,20 @@ fn a_node_that_cannot_run_the_model_is_told_with_its_reason() {
 }
 
 #[test]
+fn nodes_with_other_files_under_the_name_of_the_model_are_told_apart() {
+    let (mut kit, ..) = at_work();
+    kit.found.insert("b".to_owned(), large_model());
+    let _ = kit.connect("b");
+    let _ = kit.connect("c");
+    let rulings = on_job(&kit, 1);
+    let (_, sentence) = told(&rulings, "model");
+    assert!(
+        sentence.starts_with("m: a: has files small; b: has files large; c: has not got it"),
+        "{sentence}"
+    );
+}
+
+#[test]
 fn a_full_disk_keeps_every_job() {
     let (mut kit, ..) = at_work();
     let _ = kit.tell(Event::StorageFailed { problem: "no space left".to_owned() });
