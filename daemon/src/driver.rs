@@ -243,8 +243,10 @@ impl Driver {
             self.try_storage().await;
         }
         self.apply(Event::Tick, &[]).await;
-        for message in self.watch.look_at(self.now(), &self.machine) {
-            self.notify.tell(message);
+        if self.notify.is_on() {
+            for message in self.watch.look_at(self.now(), &self.machine) {
+                self.notify.tell(message);
+            }
         }
     }
 
