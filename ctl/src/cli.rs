@@ -57,6 +57,8 @@ pub struct Global {
 pub enum Command {
     /// Show nodes, jobs and incidents on one screen
     Status(commands::status::Args),
+    /// Write the morning page: what was done, what went wrong, what to do today; as Markdown
+    Report(commands::report::Args),
     /// Submit a job: a file of rows, or of prompts
     Submit(Box<commands::submit::Args>),
     /// Say where a model fits and how it would run, here or on machines you do not have yet
@@ -65,6 +67,8 @@ pub enum Command {
     Jobs(commands::jobs::Args),
     /// Show one job
     Job(commands::job::Args),
+    /// Say why a job or a node is where it is, rule by rule
+    Explain(commands::explain::Args),
     /// Watch jobs live until they end
     Watch(commands::watch::Args),
     /// Print the results of a job as JSON Lines, also while it runs
@@ -96,10 +100,12 @@ impl Command {
     pub async fn run(self, app: &mut App) -> Result<Exit> {
         match self {
             Command::Status(args) => commands::status::run(args, app).await,
+            Command::Report(args) => commands::report::run(args, app).await,
             Command::Submit(args) => commands::submit::run(*args, app).await,
             Command::Plan(args) => commands::plan::run(args, app).await,
             Command::Jobs(args) => commands::jobs::run(args, app).await,
             Command::Job(args) => commands::job::run(args, app).await,
+            Command::Explain(args) => commands::explain::run(args, app).await,
             Command::Watch(args) => commands::watch::run(args, app).await,
             Command::Results(args) => commands::results::run(args, app).await,
             Command::Cancel(args) => commands::cancel::run(args, app).await,

@@ -187,6 +187,26 @@ impl Client {
         answer(address, rpc.get_status(v1::GetStatusRequest {})).await
     }
 
+    /// `GetReport`.
+    pub async fn report(&mut self, since: String) -> Result<v1::Report> {
+        let Client { rpc, address } = self;
+        answer(address, rpc.get_report(v1::GetReportRequest { since })).await
+    }
+
+    /// `Explain`, of a job.
+    pub async fn explain_job(&mut self, job_id: u64) -> Result<v1::Explanation> {
+        let Client { rpc, address } = self;
+        let request = v1::ExplainRequest { job_id, node_id: String::new() };
+        answer(address, rpc.explain(request)).await.map_err(look_in(ALL_JOBS))
+    }
+
+    /// `Explain`, of a node.
+    pub async fn explain_node(&mut self, node_id: &str) -> Result<v1::Explanation> {
+        let Client { rpc, address } = self;
+        let request = v1::ExplainRequest { job_id: 0, node_id: node_id.to_owned() };
+        answer(address, rpc.explain(request)).await.map_err(look_in(ALL_NODES))
+    }
+
     /// `ListJobs`.
     pub async fn jobs(&mut self, all: bool) -> Result<Vec<v1::Job>> {
         let Client { rpc, address } = self;

@@ -1,6 +1,7 @@
 //! The controller's configuration: a TOML file in which every key has a default, and the command line over it.
 
 mod notes;
+mod notify;
 
 use std::{
     fs, io,
@@ -9,6 +10,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use notify::Notify;
 
 use crate::{planner::Network, recovery::Policy};
 
@@ -28,6 +31,8 @@ pub struct Config {
     pub recovery: Recovery,
     /// How much is accepted.
     pub limits: Limits,
+    /// Who is told what while nobody looks.
+    pub notify: Notify,
 }
 
 /// Section `[controller]`.
@@ -347,7 +352,7 @@ impl Config {
             let why = "a row must fit a message of 32 MiB together with its tokens; at most 25165824";
             return refuse("limits.max_row_bytes", &self.limits.max_row_bytes, why);
         }
-        Ok(())
+        self.notify.validate()
     }
 
     /// The rules' numbers.
@@ -517,6 +522,20 @@ mod tests {
         assert!(seen.starts_with("recovery.node_seen_silent_ms = 15000 is refused: it must be"), "{seen}");
         let network = parse("[gangs]\nnetworks = [\"10.0.0.0/24\", \"en5\"]\n").unwrap_err();
         assert_eq!(network, "gangs.networks = en5 is refused: a network looks like 10.0.0.0/24");
+        let kind = parse("[notify]\non = [\"job-completed\", \"job-done\"]\n").unwrap_err();
+        assert!(
+            kind.contains("line 2: unknown variant `job-done`, expected one of `job-completed`, "),
+            "{kind}"
+        );
+        assert_eq!(
+            parse("[notify]\nwebhook = \"example.org\"\n").unwrap_err(),
+            "notify.webhook = example.org is refused: it is an address that begins with https:// or http://"
+        );
+        assert_eq!(
+            parse("[notify]\ntimeout_s = 0\n").unwrap_err(),
+            "notify.timeout_s = 0 is refused: it is 1 to 600 seconds"
+        );
+        assert!(parse("[notify]\ncommand = [\"\"]\n").unwrap_err().contains("is the program"));
         let row = parse("[limits]\nmax_row_bytes = 30000000\n").unwrap_err();
         assert!(row.contains("must fit a message"), "{row}");
     }

@@ -5,6 +5,7 @@ mod effects;
 mod handle;
 mod logs;
 mod models;
+mod report;
 mod requests;
 mod view;
 
@@ -30,6 +31,7 @@ use crate::{
     config::Config,
     ledger::{self, InputReader},
     model::{Epoch, EventDraft, Incident, JobId, NodeId, Severity},
+    notify,
     recovery::{CommittedRow, Event, Machine, Now, SessionId},
 };
 
@@ -55,6 +57,8 @@ pub struct Options {
     pub replay: ledger::Replay,
     /// Whose clock the windows of jobs go by.
     pub zone: TimeZone,
+    /// Takes what people are told while nobody looks.
+    pub notify: notify::Handle,
     /// Events from before the driver ran, for example about the configuration.
     pub notes: Vec<EventDraft>,
 }
@@ -102,6 +106,8 @@ struct Driver {
     questions: models::Questions,
     /// Of the newest gang started: all its ranks are started in one go.
     gang_secret: Option<((JobId, Epoch), [u8; 32])>,
+    notify: notify::Handle,
+    watch: notify::Watch,
     /// Jobs whose newest record is not on disk because it could not be written.
     unrecorded: std::collections::BTreeSet<JobId>,
     /// Incidents that could not be written yet.
@@ -147,6 +153,8 @@ pub fn run(
         logs: logs::Requests::default(),
         questions: models::Questions::default(),
         gang_secret: None,
+        notify: options.notify,
+        watch: notify::Watch::default(),
         unrecorded: std::collections::BTreeSet::new(),
         unwritten_incidents: BTreeMap::new(),
         stuck: None,
@@ -235,6 +243,11 @@ impl Driver {
             self.try_storage().await;
         }
         self.apply(Event::Tick, &[]).await;
+        if self.notify.is_on() {
+            for message in self.watch.look_at(self.now(), &self.machine) {
+                self.notify.tell(message);
+            }
+        }
     }
 
     /// Whether the disk takes writes again: first what is owed, then the word to go on.
@@ -278,6 +291,7 @@ impl Driver {
             message.push_str(&format!("; {} take effect at the next start", later.join(", ")));
         }
         self.config = config.over(&self.config);
+        self.notify.configure(self.config.notify.clone());
         let policy = self.config.policy();
         self.apply(Event::PolicyChanged(policy), &[]).await;
         let draft = EventDraft {

@@ -12,6 +12,7 @@ pub mod fit;
 pub mod intake;
 pub mod ledger;
 pub mod model;
+pub mod notify;
 pub mod planner;
 pub mod recovery;
 pub mod rpc;

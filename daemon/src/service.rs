@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    driver, ledger, rpc,
+    driver, ledger, notify, rpc,
     watch_config::{self, Overlay},
 };
 
@@ -108,6 +108,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     let (ledger, replay) = opened?;
     let zone = zone();
     let (limits_sender, limits) = watch::channel(watch_config::intake_limits(&config));
+    let (notify, notify_inbox) = notify::channel(config.notify.clone());
     let (driver, driver_task) = driver::run(
         driver::Options {
             config: config.clone(),
@@ -117,10 +118,18 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
             ledger: ledger.clone(),
             replay,
             zone: zone.clone(),
+            notify,
             notes: Vec::new(),
         },
         cancel.clone(),
     );
+    let notes = driver.clone();
+    let note = move |draft| {
+        let driver = notes.clone();
+        async move { driver.note(draft).await }
+    };
+    // Nothing waits for it, not even the end.
+    tokio::spawn(notify::run(notify_inbox, note, cancel.clone()));
     let follower = config_file.map(|path| {
         let options = watch_config::Options {
             path,

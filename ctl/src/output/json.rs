@@ -3,8 +3,10 @@
 //! | command | stdout |
 //! | --- | --- |
 //! | `status` | one [`StatusView`](super::views::StatusView) |
+//! | `report` | one [`ReportView`](super::views::ReportView) |
 //! | `jobs` | `{"jobs":[`[`JobView`](super::views::JobView)`, …]}` |
 //! | `job`, `cancel`, `pause`, `resume` | one `JobView` |
+//! | `explain` | one [`ExplainView`](super::views::ExplainView) |
 //! | `nodes` | `{"nodes":[`[`NodeView`](super::views::NodeView)`, …]}` |
 //! | `drain`, `undrain` | one `NodeView` |
 //! | `submit` | one [`SubmitView`](super::views::SubmitView), for a refusal too (exit code 1); with `--watch`, one line, and then the lines of `watch` |

@@ -34,6 +34,10 @@ pub(crate) struct World {
     pub(crate) submit_reply: Option<v1::SubmitReply>,
     /// The answer to `Plan`; without one, no node knows the model.
     pub(crate) plan: Option<v1::PlanReply>,
+    /// What `Explain` says of every job and node.
+    pub(crate) rulings: Vec<v1::Ruling>,
+    /// The answer to `GetReport`.
+    pub(crate) report: v1::Report,
     /// So many `Submit` calls are cut off before an answer.
     pub(crate) cut_submissions: u32,
     /// Streams break after so many messages, the first time.
@@ -120,6 +124,33 @@ impl ControlService for Service {
         Ok(Response::new(self.0.submit_reply.clone().unwrap_or(v1::SubmitReply {
             outcome: Some(v1::submit_reply::Outcome::Accepted(v1::Job { detail: String::new(), ..accepted })),
         })))
+    }
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> Result<Response<v1::Report>, Status> {
+        let since = request.into_inner().since;
+        self.0.note(format!("report since={since:?}"));
+        match since.as_str() {
+            "yesterday" => Err(Status::invalid_argument("\"yesterday\" is no beginning of a report")),
+            _ => Ok(Response::new(self.0.report.clone())),
+        }
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::Explanation>, Status> {
+        let v1::ExplainRequest { job_id, node_id } = request.into_inner();
+        let about = if node_id.is_empty() {
+            v1::explanation::About::Job(self.0.job(job_id)?)
+        } else {
+            let node = self.0.status.nodes.iter().find(|node| node.node_id == node_id).cloned();
+            let node = node.ok_or_else(|| Status::not_found(format!("there is no node {node_id}")))?;
+            v1::explanation::About::Node(node)
+        };
+        Ok(Response::new(v1::Explanation { about: Some(about), rulings: self.0.rulings.clone() }))
     }
 
     async fn list_jobs(

@@ -81,6 +81,20 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
         }
         "limits.max_events" => "Events kept. Restart to change.",
         "limits.ledger_cache_bytes" => "Memory the ledger may use as cache. Restart to change.",
+        "notify.command" => {
+            "Program and arguments run for each message, which is one JSON object on its standard input. Empty: none."
+        }
+        "notify.webhook" => {
+            "Address each message is posted to, by the system's curl; users of this machine can see it. Empty: none."
+        }
+        "notify.on" => {
+            "What is told, of job-completed, job-failed, job-cancelled, job-paused, job-parked, job-unparked, \
+             deadline-missed, window-missed, node-needs-person, disk-full."
+        }
+        "notify.min_interval_s" => {
+            "Between two messages; what comes in between is folded into the next one. 0: every message is told."
+        }
+        "notify.timeout_s" => "How long a delivery may take; then it is ended, and counts as failed.",
         _ => return None,
     })
 }

@@ -9,6 +9,7 @@ use super::{Connection, Driver, Message, chain};
 use crate::{
     ledger::{self, InputReader},
     model::{EventDraft, FinishedRow, Incident, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
+    notify,
     recovery::{
         Command, CommittedRow, Effect, Event, ExitClass, JobTotals, Now, ResultHead, RowGrant, SessionId,
         WorkerExit,
@@ -56,6 +57,9 @@ impl Driver {
                 Effect::FailRows { job, rows } => self.fail_rows(job, &rows),
                 Effect::Emit(draft) => {
                     log(&draft);
+                    if let Some(message) = notify::Message::of_event(&draft, now.unix_ms) {
+                        self.notify.tell(message);
+                    }
                     drafts.push(draft);
                 }
                 Effect::JobOver(job) => {

@@ -160,6 +160,30 @@ impl Handle {
         self.ask(Request::Status).await
     }
 
+    /// What happened since a moment.
+    ///
+    /// # Errors
+    /// When the controller is stopping.
+    pub async fn report(&self, since_unix_ms: u64) -> Result<v1::Report, Refusal> {
+        self.ask(|reply| Request::Report { since_unix_ms, reply }).await
+    }
+
+    /// Why a job is where it is.
+    ///
+    /// # Errors
+    /// When there is none, or the controller is stopping.
+    pub async fn explain_job(&self, job: JobId) -> Result<v1::Explanation, Refusal> {
+        self.ask(|reply| Request::ExplainJob { job, reply }).await?
+    }
+
+    /// Why a node does or does not work.
+    ///
+    /// # Errors
+    /// When there is none, or the controller is stopping.
+    pub async fn explain_node(&self, node: NodeId) -> Result<v1::Explanation, Refusal> {
+        self.ask(|reply| Request::ExplainNode { node, reply }).await?
+    }
+
     /// Jobs, oldest first.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     intake::Staged,
-    model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId},
-    recovery::{Event, RefusedRequest, SessionId},
+    model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId, Work},
+    recovery::{Event, RefusedRequest, Ruling, SessionId},
     rpc::{convert, plan::PlanView},
 };
 
@@ -20,6 +20,9 @@ type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 pub(super) enum Request {
     Status(oneshot::Sender<v1::ClusterStatus>),
+    Report { since_unix_ms: u64, reply: oneshot::Sender<v1::Report> },
+    ExplainJob { job: JobId, reply: Reply<v1::Explanation> },
+    ExplainNode { node: NodeId, reply: Reply<v1::Explanation> },
     Jobs { finished_too: bool, reply: oneshot::Sender<Vec<v1::Job>> },
     Job { job: JobId, reply: Reply<v1::Job> },
     JobFiles { job: JobId, reply: Reply<JobFiles> },
@@ -40,6 +43,9 @@ impl Driver {
     pub(super) async fn on_request(&mut self, request: Request) {
         match request {
             Request::Status(reply) => _ = reply.send(self.status_view()),
+            Request::Report { since_unix_ms, reply } => _ = reply.send(self.report_view(since_unix_ms)),
+            Request::ExplainJob { job, reply } => _ = reply.send(self.explain_job(job)),
+            Request::ExplainNode { node, reply } => _ = reply.send(self.explain_node(node)),
             Request::Jobs { finished_too, reply } => _ = reply.send(self.jobs_view(finished_too)),
             Request::Job { job, reply } => _ = reply.send(self.job_or_refusal(job)),
             Request::JobFiles { job, reply } => _ = reply.send(self.job_files(job)),
@@ -93,6 +99,19 @@ impl Driver {
         self.job_view(job).ok_or_else(|| RefusedRequest::NoSuchJob(job).into())
     }
 
+    fn explain_job(&self, id: JobId) -> Result<v1::Explanation, Refusal> {
+        let job = self.job_or_refusal(id)?;
+        let rulings = self.machine.explain_job(self.now(), id).unwrap_or_default();
+        Ok(explanation(v1::explanation::About::Job(job), rulings))
+    }
+
+    fn explain_node(&self, id: NodeId) -> Result<v1::Explanation, Refusal> {
+        let rulings = self.machine.explain_node(self.now(), &id);
+        let told = self.node_view(&id).zip(rulings);
+        let (node, rulings) = told.ok_or(RefusedRequest::NoSuchNode(id))?;
+        Ok(explanation(v1::explanation::About::Node(node), rulings))
+    }
+
     fn job_files(&self, id: JobId) -> Result<JobFiles, Refusal> {
         let job = self.machine.job(id).ok_or(RefusedRequest::NoSuchJob(id))?;
         Ok(JobFiles {
@@ -129,6 +148,7 @@ impl Driver {
             rows_requeued: 0,
             duplicate_results: 0,
             crashes: Vec::new(),
+            work: Work::default(),
         };
         self.ledger.create_job(staged, record.clone()).await.map_err(Refusal::NotRecorded)?;
         self.next_job = JobId(id.0 + 1);
@@ -310,4 +330,13 @@ impl Driver {
             _ = connection.outbox.try_send(Ok(message));
         }
     }
+}
+
+fn explanation(about: v1::explanation::About, rulings: Vec<Ruling>) -> v1::Explanation {
+    let message = |ruling: Ruling| v1::Ruling {
+        rule: ruling.rule.to_owned(),
+        holds: ruling.holds,
+        sentence: ruling.sentence,
+    };
+    v1::Explanation { about: Some(about), rulings: rulings.into_iter().map(message).collect() }
 }

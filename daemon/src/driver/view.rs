@@ -46,7 +46,7 @@ impl Driver {
         }
     }
 
-    fn problems(&self, now: Now) -> Vec<String> {
+    pub(super) fn problems(&self, now: Now) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(problem) = self.machine.storage_problem() {
             problems.push(format!(
@@ -122,7 +122,7 @@ impl Driver {
         self.machine.node(id).map(|node| self.node_message(self.now(), node))
     }
 
-    fn node_message(&self, now: Now, node: &Node) -> v1::Node {
+    pub(super) fn node_message(&self, now: Now, node: &Node) -> v1::Node {
         let display = self.displays.get(&node.id);
         let workers: Vec<v1::Worker> = self
             .machine
@@ -154,7 +154,7 @@ impl Driver {
         }
     }
 
-    fn job_message(&self, now: Now, job: &Job) -> v1::Job {
+    pub(super) fn job_message(&self, now: Now, job: &Job) -> v1::Job {
         let record = &job.record;
         let at_work = !job.workers.is_empty() || !job.leases.is_empty();
         let state = match record.state {
@@ -315,7 +315,7 @@ fn worker_message(now: Now, job: &Job, worker: &Worker) -> v1::Worker {
     }
 }
 
-fn incident_message(incident: &Incident) -> v1::Incident {
+pub(super) fn incident_message(incident: &Incident) -> v1::Incident {
     v1::Incident {
         incident_id: incident.id,
         fault: incident.fault.word().to_owned(),

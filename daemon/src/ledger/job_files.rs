@@ -18,7 +18,7 @@ use super::{
     disk::{self, Disk},
     input,
 };
-use crate::model::{JobId, JobRecord, JobSpec};
+use crate::model::{JobId, JobRecord, JobSpec, Work};
 
 /// The directory that holds the jobs'.
 pub(crate) const JOBS: &str = "jobs";
@@ -78,6 +78,7 @@ pub(crate) fn differs_in_state(a: &JobRecord, b: &JobRecord) -> bool {
         rows_requeued: 0,
         duplicate_results: 0,
         crashes: Vec::new(),
+        work: Work::default(),
         ..record.clone()
     };
     plain(a) != plain(b)

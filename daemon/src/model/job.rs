@@ -12,6 +12,7 @@ use super::{
     rowset::RowSet,
     rung::Rung,
     window::Window,
+    work::Work,
 };
 
 /// What the person asked for; never changes after submission. Written to `spec.json` and into the record.
@@ -152,6 +153,9 @@ pub struct JobRecord {
     /// Open rows that were being generated when a worker crashed.
     #[serde(default)]
     pub crashes: Vec<RowCrashes>,
+    /// Who did how much of it, and how it ran.
+    #[serde(default)]
+    pub work: Work,
 }
 
 /// A row that was being generated when workers crashed.

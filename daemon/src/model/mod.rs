@@ -14,8 +14,10 @@ mod plan;
 mod row;
 mod rowset;
 mod rung;
+mod since;
 mod window;
 mod words;
+mod work;
 
 pub use deadline::{DeadlineError, deadline};
 pub use event::{EventDraft, EventRecord, Severity};
@@ -33,5 +35,7 @@ pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;
 pub use rung::Rung;
+pub use since::{SinceError, since};
 pub use window::{Night, ParseWindowError, TimeOfDay, Window};
 pub use words::said_once;
+pub use work::{NodeWork, WayWork, Work};

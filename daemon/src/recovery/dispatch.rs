@@ -84,7 +84,7 @@ impl Machine {
     }
 
     /// A node whose worker has not ended yet has no room for another.
-    fn busy(&self, node: &NodeId) -> Option<String> {
+    pub(super) fn busy(&self, node: &NodeId) -> Option<String> {
         let stopping = self.jobs.iter().find_map(|(id, job)| {
             let worker = job.workers.get(node)?;
             worker.stopping.is_some().then_some(*id)

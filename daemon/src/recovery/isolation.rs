@@ -78,6 +78,12 @@ impl Crashes {
         self.of(row) >= SUSPECT_CRASHES
     }
 
+    /// Rows that are handed out apart from the others, and at how many crashes they were in work.
+    pub(super) fn suspects(&self) -> impl Iterator<Item = (RowIx, u32)> {
+        let suspects = self.0.iter().filter(|(_, seen)| seen.crashes >= SUSPECT_CRASHES);
+        suspects.map(|(row, seen)| (*row, seen.crashes))
+    }
+
     pub(super) fn forget(&mut self, row: RowIx) {
         self.0.remove(&row);
     }

@@ -78,6 +78,7 @@ impl Machine {
         self.mind_silence(now);
         self.answer_hangs(now);
         self.measure_speeds(now);
+        self.count_busy_time(now);
         self.note_breaks(now);
         self.forget_unmet(now);
         self.end_adoption(now);

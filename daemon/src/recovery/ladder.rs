@@ -8,6 +8,8 @@
 //! the settling time of the next, and the memory of that fades ([`damping`](super::damping)): a night of flapping costs a
 //! bounded number of loads.
 
+mod standing;
+
 use std::collections::BTreeSet;
 
 use super::{
@@ -307,7 +309,7 @@ fn rung_of(layout: &Layout) -> Option<(Rung, u32, BTreeSet<NodeId>)> {
 }
 
 /// A stretch of time in a sentence, no more precise than it is known.
-fn span(ms: u64) -> String {
+pub(super) fn span(ms: u64) -> String {
     match ms / 1_000 {
         seconds @ 0..120 => format!("{} s", seconds.max(1)),
         seconds @ 120..7_200 => format!("{} min", seconds / 60),

@@ -138,6 +138,12 @@ impl Machine {
             .min_by_key(|(.., ms)| *ms)
     }
 
+    /// Of the links of a node those that are to hold yet, and for how long.
+    pub(super) fn unsettled_at(&self, now: Now, node: &NodeId) -> Vec<(NodeId, NodeId, u64)> {
+        let ours = self.link_health.unsettled.iter().filter(|(a, b)| a == node || b == node);
+        ours.map(|pair| (pair.0.clone(), pair.1.clone(), self.settles_in_ms(now, pair))).collect()
+    }
+
     /// The links that a plan may use now.
     pub(super) fn settled_links(&self) -> Vec<Link> {
         let relied = |link: &&Link| !self.link_health.unsettled.contains(&pair_of(link));

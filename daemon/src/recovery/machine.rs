@@ -41,6 +41,8 @@ pub struct Machine {
     pub(super) zone: TimeZone,
     /// When the last tick was.
     pub(super) ticked_mono_ms: Option<u64>,
+    /// Up to when the time of busy workers is counted.
+    pub(super) busy_counted_mono_ms: Option<u64>,
     pub(super) out: Vec<Effect>,
 }
 
@@ -65,6 +67,7 @@ impl Machine {
             port_offset: 0,
             zone: TimeZone::UTC,
             ticked_mono_ms: None,
+            busy_counted_mono_ms: None,
             out: Vec::new(),
         }
     }
@@ -222,7 +225,8 @@ impl Machine {
     }
 
     pub(super) fn record_job(&mut self, job: JobId) {
-        if let Some(job) = self.jobs.get(&job) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.work_unwritten_since_mono_ms = None;
             self.out.push(Effect::RecordJob(Box::new(job.record.clone())));
         }
     }

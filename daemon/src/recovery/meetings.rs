@@ -61,6 +61,16 @@ impl Machine {
         }
     }
 
+    /// Nodes that this one did not meet lately, and how long others are preferred yet.
+    pub(super) fn unmet_at(&self, now: Now, node: &NodeId) -> Vec<(NodeId, u64)> {
+        let ours = self.unmet.0.iter().filter(|((one, other), _)| one == node || other == node);
+        ours.map(|((one, other), until_mono_ms)| {
+            let other = if one == node { other } else { one };
+            (other.clone(), until_mono_ms.saturating_sub(now.mono_ms))
+        })
+        .collect()
+    }
+
     pub(super) fn forget_unmet(&mut self, now: Now) {
         let before = self.unmet.0.len();
         self.unmet.0.retain(|_, until_mono_ms| *until_mono_ms > now.mono_ms);

@@ -31,6 +31,7 @@ mod dispatch;
 mod effect;
 mod event;
 mod exits;
+mod explain;
 mod gangs;
 mod incidents;
 mod isolation;
@@ -52,6 +53,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod windows;
+mod work;
 mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
@@ -60,6 +62,7 @@ pub use event::{
     Now, ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
     WorkerSettings,
 };
+pub use explain::Ruling;
 pub use machine::Machine;
 pub use parking::Parked;
 pub use rules::Policy;

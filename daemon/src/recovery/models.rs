@@ -39,6 +39,39 @@ enum Said {
     Cannot,
 }
 
+/// So much of a fingerprint tells the few kinds of files of one model apart.
+const SHORT_FINGERPRINT: usize = 8;
+
+/// The same in a word, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ModelWord<'a> {
+    NotAsked,
+    Nothing,
+    Has(&'a str),
+    Cannot,
+}
+
+impl<'a> ModelWord<'a> {
+    /// Of the files it has.
+    pub(super) fn fingerprint(self) -> Option<&'a str> {
+        if let Self::Has(fingerprint) = self { Some(fingerprint) } else { None }
+    }
+
+    /// `kinds` is how many different files nodes have under the name.
+    pub(super) fn words(self, kinds: usize) -> String {
+        match self {
+            Self::NotAsked => "not asked".to_owned(),
+            Self::Nothing => "has not said yet how large it is there".to_owned(),
+            Self::Has(_) if kinds < 2 => "has it".to_owned(),
+            // Only nodes with the same files work together.
+            Self::Has(fingerprint) => {
+                format!("has files {}", fingerprint.get(..SHORT_FINGERPRINT).unwrap_or(fingerprint))
+            }
+            Self::Cannot => "has not got it, or cannot read it; a worker there would say which".to_owned(),
+        }
+    }
+}
+
 /// Models of open jobs, by name and node.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Models {
@@ -85,6 +118,16 @@ impl Models {
         }
     }
 
+    /// What a node said of a model.
+    pub(super) fn word_on(&self, model: &str, node: &NodeId) -> ModelWord<'_> {
+        match self.said.get(model).and_then(|nodes| nodes.get(node)) {
+            None => ModelWord::NotAsked,
+            Some((_, Said::Nothing)) => ModelWord::Nothing,
+            Some((_, Said::Has { fingerprint, .. })) => ModelWord::Has(fingerprint),
+            Some((_, Said::Cannot)) => ModelWord::Cannot,
+        }
+    }
+
     /// Of the files that a job's workers run.
     pub(super) fn fingerprint_of(&self, job: &Job) -> Option<&str> {
         let lead = job.workers.values().find(|worker| worker.rank == 0 && worker.stopping.is_none())?;
@@ -103,6 +146,11 @@ impl Job {
 }
 
 impl KnownLayout {
+    /// As it was found last.
+    pub(super) fn current(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Whether the job could have a worker, or a rank, on this node.
     pub(super) fn admits(&self, node: &NodeId) -> bool {
         match self.layout.as_ref() {

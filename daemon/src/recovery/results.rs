@@ -89,6 +89,7 @@ impl Machine {
                 job.prompt_tokens += u64::from(row.prompt_tokens);
                 job.completion_tokens += u64::from(row.completion_tokens);
                 job.rate.note(now.mono_ms, u64::from(job.done.len()));
+                job.note_row_done(now, node, row);
             }
             job.forget_row(row.row);
             // A finished row is progress: what failed before it is forgiven.

@@ -301,6 +301,8 @@ pub struct Job {
     pub(super) hangs_in_a_row: u32,
     pub(super) adopting: Option<Adopting>,
     pub(super) rate: RowRate,
+    /// Since when its record's split of the work is newer than what is written of it.
+    pub(super) work_unwritten_since_mono_ms: Option<u64>,
     /// Faults after which it has written nothing yet.
     pub(super) mending: Option<Mending>,
     /// Its window, while that is closed.
@@ -347,6 +349,7 @@ impl Job {
             hangs_in_a_row: 0,
             adopting: None,
             rate: RowRate::default(),
+            work_unwritten_since_mono_ms: None,
             mending: None,
             closed: None,
             idle_since: None,

@@ -3,6 +3,7 @@
 mod boot;
 mod costs;
 mod crashes;
+mod explain;
 mod gangs;
 mod kit;
 mod ladder;
@@ -12,3 +13,4 @@ mod silence;
 mod sim;
 mod stories;
 mod windows;
+mod work;

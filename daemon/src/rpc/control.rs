@@ -14,7 +14,7 @@ use crate::{
     driver::{self, Refusal},
     intake::{self, Intake},
     ledger::EventFilter,
-    model::{EventRecord, JobId, NodeId, Severity},
+    model::{self, EventRecord, JobId, NodeId, Severity},
     recovery::RefusedRequest,
 };
 
@@ -93,6 +93,28 @@ impl ControlService for Control {
             },
             Err(rejection) => Ok(rejected(rejection)),
         }
+    }
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> Result<Response<v1::Report>, Status> {
+        let since = model::since(&request.into_inner().since, driver::unix_ms(), &self.zone);
+        let since_unix_ms = since.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.driver.report(since_unix_ms).await.map(Response::new).map_err(status_of)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::Explanation>, Status> {
+        let v1::ExplainRequest { job_id, node_id } = request.into_inner();
+        let explained = match (job_id, node_id.as_str()) {
+            (0, "") => return Err(Status::invalid_argument("a job or a node must be named")),
+            (0, node) => self.driver.explain_node(NodeId::from(node)).await,
+            (job, _) => self.driver.explain_job(JobId(job)).await,
+        };
+        explained.map(Response::new).map_err(status_of)
     }
 
     async fn list_jobs(

@@ -4,10 +4,12 @@
 //! plain text; colour repeats what words already say.
 
 pub mod events;
+pub mod explain;
 mod forecast;
 pub mod jobs;
 pub mod nodes;
 pub mod plan;
+pub mod report;
 pub mod status;
 pub mod submit;
 pub mod watch;

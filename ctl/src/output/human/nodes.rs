@@ -77,7 +77,7 @@ pub(crate) fn table(nodes: &[NodeView], indent: usize, screen: &Screen) -> Vec<S
     table.lines(indent, screen)
 }
 
-fn state_style(state: &str) -> Style {
+pub(crate) fn state_style(state: &str) -> Style {
     match state {
         "ready" => Style::Good,
         "draining" => Style::Warn,
@@ -86,7 +86,7 @@ fn state_style(state: &str) -> Style {
 }
 
 /// What it does now: "decode j7, 8 rows", "idle", "last heard 12 min ago".
-fn work(node: &NodeView) -> String {
+pub(crate) fn work(node: &NodeView) -> String {
     if node.state == "silent" {
         return format!("last heard {}", units::ago(node.silent_ms));
     }

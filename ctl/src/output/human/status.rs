@@ -126,9 +126,14 @@ fn jobs_words(jobs: &[JobView]) -> String {
 
 fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
     let when = incident.opened_at.map(|at| screen.moment(at.0)).unwrap_or_default();
-    let is_open = incident.closed_at.is_none();
+    let style = if incident.closed_at.is_none() { Style::Warn } else { Style::Plain };
+    screen.sentence(&format!("  {when}  "), &incident_words(incident, screen), style)
+}
+
+/// What was seen, what was done, how it ended and went on, what it cost.
+pub(crate) fn incident_words(incident: &IncidentView, screen: &Screen) -> String {
     let mut text = String::new();
-    if is_open {
+    if incident.closed_at.is_none() {
         text.push_str("Open: ");
     }
     let place: Vec<String> = [&incident.node, &incident.job]
@@ -166,8 +171,7 @@ fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
     if !cost.is_empty() {
         text.push_str(&format!(" ({})", list(&cost)));
     }
-    let style = if is_open { Style::Warn } else { Style::Plain };
-    screen.sentence(&format!("  {when}  "), &text, style)
+    text
 }
 
 fn controller(status: &StatusView, screen: &Screen) -> String {

@@ -13,16 +13,20 @@ use nightshift_proto::v1;
 use serde::{Serialize, Serializer};
 
 mod cluster;
+mod explain;
 mod job;
 mod node;
 mod plan;
+mod report;
 
 pub use cluster::{
     ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
 };
+pub use explain::{ExplainView, RulingView};
 pub use job::{ForecastView, JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};
 pub use plan::{AlternativeView, ModelSizeView, PartView, PlanView, ReasonView, WeightsView};
+pub use report::{ReportView, ReportedJobView, ReportedNodeView, WayView, WorkView};
 
 /// A moment; in JSON an RFC 3339 string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

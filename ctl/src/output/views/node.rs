@@ -32,15 +32,22 @@ pub struct NodeView {
     pub workers: Vec<WorkerView>,
 }
 
-impl From<v1::Node> for NodeView {
-    fn from(node: v1::Node) -> Self {
-        let state = match node.state() {
+impl NodeView {
+    /// The word for a state.
+    pub(super) fn state_word(state: v1::NodeState) -> &'static str {
+        match state {
             v1::NodeState::Ready => "ready",
             v1::NodeState::NotReady => "not-ready",
             v1::NodeState::Silent => "silent",
             v1::NodeState::Draining => "draining",
             v1::NodeState::Unspecified => "unknown",
-        };
+        }
+    }
+}
+
+impl From<v1::Node> for NodeView {
+    fn from(node: v1::Node) -> Self {
+        let state = NodeView::state_word(node.state());
         NodeView {
             id: node.node_id,
             state,

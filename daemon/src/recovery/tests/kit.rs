@@ -8,7 +8,7 @@ use crate::{
     fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{
         Epoch, EventDraft, JobId, JobRecord, JobSpec, JobState, Launch, NodeId, ReplayedJob, RowIx,
-        RowLengths, RowSet, Rung, WorkerKey,
+        RowLengths, RowSet, Rung, Work, WorkerKey,
     },
     planner::{Interface, Network},
     recovery::*,
@@ -32,6 +32,7 @@ pub(super) fn record(id: u64, rows_total: u32) -> JobRecord {
         rows_requeued: 0,
         duplicate_results: 0,
         crashes: Vec::new(),
+        work: Work::default(),
     }
 }
 

@@ -6,16 +6,16 @@ use crate::{
     recovery::*,
 };
 
-type Sessions = Vec<(&'static str, SessionId)>;
+pub(super) type Sessions = Vec<(&'static str, SessionId)>;
 
 /// What fits one node of 100 GB, run as somebody asked.
-fn asked(mode: Mode) -> JobRecord {
+pub(super) fn asked(mode: Mode) -> JobRecord {
     let mut job = record(1, 10_000);
     job.spec.mode = Some(mode);
     job
 }
 
-fn start_all(kit: &mut Kit, effects: &[Effect]) -> Vec<(String, WorkerKey)> {
+pub(super) fn start_all(kit: &mut Kit, effects: &[Effect]) -> Vec<(String, WorkerKey)> {
     let workers = started(effects);
     for (node, worker) in &workers {
         let _ = kit.ready(node, *worker);
@@ -23,7 +23,7 @@ fn start_all(kit: &mut Kit, effects: &[Effect]) -> Vec<(String, WorkerKey)> {
     workers
 }
 
-fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> {
+pub(super) fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> {
     let mut facts = kit.machines[node].clone();
     for interface in &mut facts.interfaces {
         interface.usable = is_up;
@@ -33,7 +33,7 @@ fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> {
 }
 
 /// Every worker told to end does.
-fn obey(kit: &mut Kit, effects: &[Effect], class: ExitClass) -> Vec<Effect> {
+pub(super) fn obey(kit: &mut Kit, effects: &[Effect], class: ExitClass) -> Vec<Effect> {
     let stops = stopped(effects);
     stops.into_iter().flat_map(|(node, worker, _)| kit.exit(&node, worker, class)).collect()
 }
@@ -54,12 +54,12 @@ fn pipeline_that_loads(ms: u64) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
 }
 
 /// The same, fallen to independent workers over a lost cable, which is back.
-fn fallen() -> (Kit, Sessions) {
+pub(super) fn fallen() -> (Kit, Sessions) {
     fallen_after(5)
 }
 
 /// The same with a model that takes so long to load.
-fn fallen_after(load_ms: u64) -> (Kit, Sessions) {
+pub(super) fn fallen_after(load_ms: u64) -> (Kit, Sessions) {
     let (mut kit, sessions, _) = pipeline_that_loads(load_ms);
     let effects = pull_cable(&mut kit, "b", false);
     assert_eq!(stopped(&effects).len(), 2, "the gang ends at once");
@@ -113,7 +113,7 @@ fn each_change_doubles_the_wait_for_the_next() {
 }
 
 /// A row of the job is answered each tenth of a second.
-fn answer_rows(kit: &mut Kit, sessions: &Sessions, rows: std::ops::Range<u32>) -> Vec<Effect> {
+pub(super) fn answer_rows(kit: &mut Kit, sessions: &Sessions, rows: std::ops::Range<u32>) -> Vec<Effect> {
     let mut effects = Vec::new();
     for row in rows {
         let worker = WorkerKey { job: JobId(1), epoch: kit.job(1).record.epoch, rank: 0 };
@@ -190,7 +190,7 @@ fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
     assert_eq!(workers.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["c"]);
 }
 
-fn with_fallback(policy: FallbackPolicy) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
+pub(super) fn with_fallback(policy: FallbackPolicy) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
     let (mut kit, sessions) = cluster(&[60, 60]);
     kit.models.insert("small".to_owned(), small_model());
     let mut job = record(1, 10_000);
