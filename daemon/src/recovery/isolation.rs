@@ -133,9 +133,13 @@ impl Seen {
     }
 }
 
-/// Stands for an error: the same for texts that differ in numbers only.
+/// Stands for an error: the same for texts that differ in numbers only. A GPU that fails and memory that runs out can be the
+/// machine's own doing, whatever row is in work, so two of these are never the same.
 fn cause_of(exit: &WorkerExit) -> u32 {
-    let words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
+    let mut words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
+    if matches!(exit.class, ExitClass::GpuFault | ExitClass::OutOfMemory) {
+        words.push_str(&exit.worker.epoch.to_string());
+    }
     crc32fast::hash(format!("{:?} {words}", exit.class).as_bytes())
 }
 
