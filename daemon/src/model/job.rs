@@ -167,6 +167,9 @@ pub struct RowCrashes {
     pub crashes: u32,
     /// Stands for the error of the last one.
     pub cause: u32,
+    /// At how many of them it was alone.
+    #[serde(default)]
+    pub alone: u32,
 }
 
 /// Bytes of a row's line for a token of its prompt, at the least. English has four or five, languages of three bytes a

@@ -18,8 +18,8 @@ use crate::{
 /// What killed workers may have left in a node's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Debt {
-    /// Kills of which the node has to have told before its memory counts as looked at; 0: all of them.
-    looked_at_kills: u32,
+    /// A worker was killed, and nothing has been seen of the memory since.
+    awaits_look: bool,
     /// What did not come back.
     stranded_bytes: Option<u64>,
 }
@@ -33,8 +33,7 @@ impl Node {
                 gigabytes(bytes)
             ));
         }
-        let waits = self.facts.boot.kills_while_loaded < self.debt.looked_at_kills;
-        waits.then(|| {
+        self.debt.awaits_look.then(|| {
             "a worker had to be killed there; whether its memory came back is being looked at".to_owned()
         })
     }
@@ -57,8 +56,7 @@ impl Machine {
     /// A worker was killed with its model in memory.
     pub(super) fn note_kill(&mut self, id: &NodeId) {
         if let Some(node) = self.nodes.get_mut(id) {
-            let known = node.debt.looked_at_kills.max(node.facts.boot.kills_while_loaded);
-            node.debt.looked_at_kills = known.saturating_add(1);
+            node.debt.awaits_look = true;
         }
     }
 
@@ -69,6 +67,8 @@ impl Machine {
         let before = node.needs_reboot().map(|(reason, _)| reason);
         let could_work = node.debt_sentence().is_none();
         node.facts.boot = boot;
+        // One that knows of no kill was made before it; whatever else comes after the news of a kill was seen after it.
+        node.debt.awaits_look &= boot.kills_while_loaded == 0;
         // What was seen while a worker runs says nothing; the last word holds until there is another.
         if let Some(stranded) = boot.stranded_bytes {
             let is_lost = boot.kills_while_loaded > 0 && stranded >= limit_bytes;

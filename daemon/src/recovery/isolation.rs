@@ -25,7 +25,8 @@ const SUSPECT_CRASHES: u32 = 2;
 /// Crashes at which a row was in work, the last of them alone, before it fails.
 const CULPRIT_CRASHES: u32 = 3;
 
-/// The same where the last two errors differ: then it may be the machine's doing.
+/// The same where the last two errors differ: then it may be the machine's doing, and the row must have been alone at three of
+/// them.
 const CULPRIT_CRASHES_IN_DOUBT: u32 = 6;
 
 /// Rows whose crashes are counted, of one job: some hundred crashes of large batches. Past it, those seen least are
@@ -42,6 +43,8 @@ struct Seen {
     cause: u32,
     /// Whether the crash before the last had the same cause.
     again: bool,
+    /// At how many of them it was alone.
+    alone: u32,
 }
 
 /// What a crash tells.
@@ -58,15 +61,17 @@ pub(super) enum Finding {
 impl Crashes {
     pub(super) fn from_record(counted: &[RowCrashes]) -> Self {
         let seen = |counted: &RowCrashes| {
-            let RowCrashes { row, crashes, cause } = *counted;
-            (row, Seen { crashes, cause, again: false })
+            let RowCrashes { row, crashes, cause, alone } = *counted;
+            (row, Seen { crashes, cause, again: false, alone })
         };
         Self(counted.iter().take(MOST_COUNTED).map(seen).collect())
     }
 
     pub(super) fn to_record(&self) -> Vec<RowCrashes> {
-        let counted =
-            |(row, seen): (&RowIx, &Seen)| RowCrashes { row: *row, crashes: seen.crashes, cause: seen.cause };
+        let counted = |(row, seen): (&RowIx, &Seen)| {
+            let Seen { crashes, cause, alone, .. } = *seen;
+            RowCrashes { row: *row, crashes, cause, alone }
+        };
         self.0.iter().map(counted).collect()
     }
 
@@ -101,6 +106,7 @@ impl Crashes {
             seen.crashes += 1;
             seen.again = seen.cause == cause;
             seen.cause = cause;
+            seen.alone += u32::from(in_work.len() == 1);
         }
         while self.0.len() > MOST_COUNTED {
             let least = self.0.iter().min_by_key(|(_, seen)| seen.crashes).map(|(row, _)| *row);
@@ -129,7 +135,10 @@ impl Crashes {
 
 impl Seen {
     fn is_a_culprit(&self) -> bool {
-        self.crashes >= if self.again { CULPRIT_CRASHES } else { CULPRIT_CRASHES_IN_DOUBT }
+        match self.again {
+            true => self.crashes >= CULPRIT_CRASHES,
+            false => self.crashes >= CULPRIT_CRASHES_IN_DOUBT && self.alone >= CULPRIT_CRASHES,
+        }
     }
 }
 

@@ -113,6 +113,9 @@ impl SimWorker {
     }
 }
 
+/// Tokens that rows are handed out with.
+pub(crate) type Resumed = BTreeMap<RowIx, u32>;
+
 /// An agent and its machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Agent {
@@ -136,7 +139,7 @@ pub(crate) struct Agent {
     pub(crate) untold: Vec<WorkerExit>,
     /// On their way, each with its time of arrival: a connection keeps the order.
     pub(crate) up: VecDeque<(u64, Up)>,
-    pub(crate) down: VecDeque<(u64, Command)>,
+    pub(crate) down: VecDeque<(u64, Command, Resumed)>,
 }
 
 impl Agent {
@@ -152,14 +155,29 @@ impl Agent {
         }
     }
 
-    pub(crate) fn send_down(&mut self, now_ms: u64, delay_ms: u64, command: Command) {
-        let at = self.down.back().map_or(0, |(at, _)| *at).max(now_ms + delay_ms);
-        self.down.push_back((at, command));
+    pub(crate) fn send_down(&mut self, now_ms: u64, delay_ms: u64, command: Command, resumed: Resumed) {
+        let at = self.down.back().map_or(0, |(at, ..)| *at).max(now_ms + delay_ms);
+        self.down.push_back((at, command, resumed));
+    }
+
+    /// What arrives next, if it has.
+    pub(crate) fn next_up(&mut self, now_ms: u64) -> Option<Up> {
+        self.up.front().filter(|(at, _)| *at <= now_ms)?;
+        self.up.pop_front().map(|(_, up)| up)
+    }
+
+    pub(crate) fn next_down(&mut self, now_ms: u64) -> Option<(Command, Resumed)> {
+        self.down.front().filter(|(at, ..)| *at <= now_ms)?;
+        self.down.pop_front().map(|(_, command, resumed)| (command, resumed))
     }
 
     /// The connection is gone, and what was on its way.
     pub(crate) fn disconnect(&mut self) {
         self.session = None;
+        // What was on its way is told again, from the first token.
+        for row in self.worker.iter_mut().flat_map(|worker| &mut worker.rows) {
+            row.told = 0;
+        }
         for (_, up) in std::mem::take(&mut self.up) {
             if let Up::Exited(exit) = up {
                 self.untold.push(exit);

@@ -36,7 +36,6 @@ pub(crate) struct Controller {
     pub(crate) owed_incidents: BTreeMap<u64, Incident>,
     /// Its clock: it begins at 0 with each start.
     pub(crate) started_ms: u64,
-    pub(crate) flush_at_ms: Option<u64>,
 }
 
 impl Controller {
@@ -57,7 +56,6 @@ impl Controller {
             unrecorded: BTreeSet::new(),
             owed_incidents: BTreeMap::new(),
             started_ms: now_ms,
-            flush_at_ms: None,
         };
         Some((controller, replay))
     }
@@ -82,13 +80,10 @@ impl Controller {
         self.ask(Request::CreateJob { staging, record: record.clone() }, unix_ms).map(drop)
     }
 
-    /// Makes everything applied durable, when it is time.
-    pub(crate) fn flush(&mut self, now_ms: u64) {
-        if !self.core.is_dirty() {
-            self.flush_at_ms = None;
-        } else if *self.flush_at_ms.get_or_insert(now_ms + 500) <= now_ms {
-            self.flush_at_ms = None;
-            // What is lost by that is not acknowledged to anybody.
+    /// Makes everything applied durable, as the writer does within a second.
+    pub(crate) fn flush(&mut self) {
+        if self.core.is_dirty() {
+            // What is lost by a failure is not acknowledged to anybody.
             let _ = self.core.flush();
         }
     }

@@ -7,15 +7,13 @@ use nightshift_daemon::{
         Request,
         sim::{Death, Moment, World},
     },
-    model::{Fault, JobId, JobState, Mode, NodeId, RowIx},
-    recovery::{
-        BootFacts, Command, Effect, Event, ExitClass, ResultHead, SessionId, StopMode, WorkerSettings,
-    },
+    model::{Fault, JobId, JobSpec, JobState, Mode, NodeId, RowIx},
+    recovery::{BootFacts, Command, Effect, Event, ExitClass, ResultHead, SessionId, StopMode},
 };
 use nightshift_tests::rng::Rng;
 
 use super::{
-    agent::{Agent, SimRow, SimWorker, Up},
+    agent::{Agent, Resumed, SimRow, SimWorker, Up},
     checks::{Known, assert_each_once},
     controller::{Controller, Outcome, Waiting},
     faults::{BETWEEN_BURSTS_MS, BETWEEN_MS, Strike},
@@ -24,7 +22,7 @@ use super::{
 };
 
 /// A tick of the controller, while something happens.
-const FINE_MS: u64 = 200;
+const FINE_MS: u64 = 900;
 
 /// While nothing does.
 const COARSE_MS: u64 = 10_000;
@@ -52,6 +50,8 @@ pub(crate) struct Totals {
     starts: u64,
     gangs: u64,
     climbs: u64,
+    /// Rows that failed though nothing was wrong with them, in bombardments.
+    innocents: u64,
 }
 
 impl Totals {
@@ -64,6 +64,7 @@ impl Totals {
         self.starts += other.starts;
         self.gangs += other.gangs;
         self.climbs += other.climbs;
+        self.innocents += other.innocents;
     }
 }
 
@@ -89,13 +90,14 @@ pub(crate) struct Night {
     disk_full_until_ms: Option<u64>,
     next_strike_ms: u64,
     is_bombarded: bool,
+    had_bombardment: bool,
     /// What is still to strike of a series: when, what, where.
     coming: Vec<(u64, Strike, Option<NodeId>)>,
     /// A row that ends whatever generates it.
     poison: Option<(JobId, RowIx)>,
     known: Known,
-    jobs: BTreeMap<JobId, u32>,
-    /// Rows lost with a lease that was forgotten on purpose.
+    /// What was asked for, by whoever asked.
+    jobs: BTreeMap<JobId, JobSpec>,
     next_job: u64,
     pub(crate) trace: Vec<String>,
     pub(crate) totals: Totals,
@@ -132,8 +134,9 @@ impl Night {
             disk_full_until_ms: None,
             next_strike_ms: MINUTE_MS,
             is_bombarded: seed % 5 == 4,
+            had_bombardment: seed % 5 == 4,
             coming: Vec::new(),
-            poison: (seed % 3 == 0).then_some((JobId(1), RowIx(3))),
+            poison: seed.is_multiple_of(3).then_some((JobId(1), RowIx(3))),
             known: Known::default(),
             jobs: BTreeMap::new(),
             next_job: 1,
@@ -183,7 +186,11 @@ impl Night {
 
     /// One tick of the clock, and all that happens until then.
     fn advance(&mut self) {
-        let step_ms = if self.now_ms < self.excited_until_ms { FINE_MS } else { COARSE_MS };
+        // A controller that ticks coarsely was absent in between, and holds nobody's silence against them.
+        let hangs =
+            self.agents.values().any(|agent| agent.worker.as_ref().is_some_and(|worker| worker.hangs));
+        let is_fine = hangs || self.now_ms < self.excited_until_ms;
+        let step_ms = if is_fine { FINE_MS } else { COARSE_MS };
         self.now_ms += step_ms;
         self.totals.events += 1;
         self.mend_what_is_due();
@@ -217,7 +224,7 @@ impl Night {
         self.run_ledger();
         self.tell(Event::Tick);
         if let Some(controller) = &mut self.controller {
-            controller.flush(self.now_ms);
+            controller.flush();
         }
         self.notice_crash();
     }
@@ -246,9 +253,6 @@ impl Night {
         let unix_ms = self.unix_ms();
         let planted = self.planted;
         let Some(controller) = &mut self.controller else { return };
-        if planted == Planted::LostCheckpoints {
-            controller.waiting.retain(|item| !matches!(item, Waiting::Checkpoints { .. }));
-        }
         let outcomes = controller.run_waiting(unix_ms, planted == Planted::StoredTwice);
         if self.world.has_crashed() {
             // Nobody is there to hear of it.
@@ -276,7 +280,10 @@ impl Night {
             }
             Outcome::Failures { rows, reply } => {
                 for row in &rows {
-                    assert_eq!(Some((row.job, row.row)), self.poison, "an innocent row was condemned");
+                    let is_innocent = Some((row.job, row.row)) != self.poison;
+                    // Where something strikes every half minute, a row can be alone at three crashes and in work at six.
+                    assert!(!is_innocent || self.had_bombardment, "innocent row {} was condemned", row.row);
+                    self.totals.innocents += u64::from(is_innocent);
                 }
                 if reply.is_ok() {
                     self.known.durable.extend(rows.iter().map(|row| (row.job, row.row)));
@@ -359,10 +366,19 @@ impl Night {
                 }
                 Effect::Commit { node, indices } => {
                     let chosen: Vec<ResultHead> = indices.iter().map(|index| heads[*index]).collect();
+                    for head in &chosen {
+                        // Held against what that agent really has: it must be its own, of that launch.
+                        let sent = self.agents[&node].spool.get(&head.spool_seq);
+                        let is_its_own = sent.is_some_and(|sent| {
+                            (sent.worker, sent.row, sent.attempt) == (head.worker, head.row, head.attempt)
+                        });
+                        assert!(is_its_own, "{head:?} of {node} is to be stored, which sent {sent:?}");
+                    }
                     if self.planted == Planted::AcknowledgedBeforeFlush {
                         let through_spool_seq = chosen.iter().map(|head| head.spool_seq).max().unwrap_or(0);
                         let agent = self.agents.get_mut(&node).expect("a node there is");
-                        agent.send_down(self.now_ms, 1, Command::AckResults { through_spool_seq });
+                        let acknowledged = Command::AckResults { through_spool_seq };
+                        agent.send_down(self.now_ms, 1, acknowledged, BTreeMap::new());
                     }
                     controller.waiting.push_back(Waiting::Commit { node, heads: chosen });
                 }
@@ -420,20 +436,31 @@ impl Night {
         {
             rows.pop();
         }
+        let resumed = self.resumed(&command);
         let agent = self.agents.get_mut(node).expect("a node there is");
         if agent.session == Some(session) {
-            agent.send_down(now_ms, delay_ms, command);
+            agent.send_down(now_ms, delay_ms, command, resumed);
         }
+    }
+
+    /// What the driver adds to rows: the tokens they go on from.
+    fn resumed(&self, command: &Command) -> Resumed {
+        let Command::GrantRows { worker, rows } = command else { return Resumed::new() };
+        let job = self.controller.as_ref().and_then(|controller| controller.machine.job(worker.job));
+        let resumed = rows.iter().map(|grant| {
+            let tokens = job.and_then(|job| job.resume_point(grant.row, worker.epoch));
+            let tokens = tokens.map_or(0, |checkpoint| checkpoint.tokens.len());
+            (grant.row, u32::try_from(tokens).unwrap_or(u32::MAX))
+        });
+        resumed.collect()
     }
 
     fn check_may_work(&self, node: &NodeId, job: JobId, what: &str) {
         let Some(controller) = &self.controller else { return };
-        let Some(known) = controller.machine.job(job) else { return };
-        let is_open = known
-            .record
-            .spec
-            .window
-            .is_none_or(|window| window.is_open(self.unix_ms(), controller.machine.zone()));
+        // What was asked for, not what the machine has of it.
+        let Some(asked) = self.jobs.get(&job) else { return };
+        let is_open =
+            asked.window.is_none_or(|window| window.is_open(self.unix_ms(), controller.machine.zone()));
         assert!(is_open, "{what} of {job} outside its window");
         let of_node = controller.machine.node(node).expect("a node there is");
         assert!(!of_node.draining, "{what} of {job} for {node}, which is drained");
@@ -549,13 +576,12 @@ impl Night {
             let now_ms = self.now_ms;
             let agent = self.agents.get_mut(id).expect("a node there is");
             let Some(session) = agent.session.filter(|_| now_ms >= agent.cut_until_ms) else { return };
-            let Some((_, up)) = agent.up.pop_front_if(|(at, _)| *at <= now_ms) else { return };
+            let Some(up) = agent.next_up(now_ms) else { return };
             let node = id.clone();
             self.tell(Event::Heard { node: node.clone(), session });
             let event = match up {
                 Up::Results(heads) => {
                     let heads = self.with_planted_epochs(heads);
-                    self.check_holders(id, &heads);
                     Event::Results { node, session, heads }
                 }
                 Up::Replayed => Event::SpoolReplayed { node, session },
@@ -585,43 +611,28 @@ impl Night {
         }
     }
 
-    /// The planted bug: whatever comes is taken for the holder's.
-    fn with_planted_epochs(&self, mut heads: Vec<ResultHead>) -> Vec<ResultHead> {
+    /// The planted bug: whatever comes is taken for the holder's, whoever sent it.
+    fn with_planted_epochs(&mut self, heads: Vec<ResultHead>) -> Vec<ResultHead> {
         if self.planted != Planted::SkippedEpochCheck {
             return heads;
         }
         let Some(controller) = &self.controller else { return heads };
-        for head in &mut heads {
-            let job = controller.machine.job(head.worker.job);
-            if let Some(lease) = job.and_then(|job| job.leases.get(&head.row)) {
-                head.worker.epoch = lease.epoch;
-                head.attempt = lease.attempt;
-            }
-        }
-        heads
-    }
-
-    /// What commits comes from whoever has the row: this is asked of what really was sent.
-    fn check_holders(&self, id: &NodeId, heads: &[ResultHead]) {
-        if self.planted != Planted::SkippedEpochCheck {
-            return;
-        }
-        let Some(controller) = &self.controller else { return };
-        for head in heads {
-            let sent = self.agents[id].spool.get(&head.spool_seq);
-            let Some(sent) = sent else { continue };
+        let mut elsewhere = Vec::new();
+        for mut head in heads.iter().copied() {
             let job = controller.machine.job(head.worker.job);
             if let Some(lease) = job.and_then(|job| job.leases.get(&head.row))
-                && lease.node == *id
+                && lease.epoch != head.worker.epoch
+                && let Some(session) = self.agents[&lease.node].session
             {
-                let is_holder = (sent.worker.epoch, sent.attempt) == (lease.epoch, lease.attempt);
-                assert!(
-                    is_holder,
-                    "a result of launch {} passes for one of {}",
-                    sent.worker.epoch, lease.epoch
-                );
+                head.worker.epoch = lease.epoch;
+                head.attempt = lease.attempt;
+                elsewhere.push((lease.node.clone(), session, head));
             }
         }
+        for (node, session, head) in elsewhere {
+            self.tell(Event::Results { node, session, heads: vec![head] });
+        }
+        heads
     }
 
     fn deliver_down(&mut self, id: &NodeId) {
@@ -631,12 +642,12 @@ impl Night {
             if !agent.is_up || now_ms < agent.cut_until_ms {
                 return;
             }
-            let Some((_, command)) = agent.down.pop_front_if(|(at, _)| *at <= now_ms) else { return };
-            self.obey(id, command);
+            let Some((command, resumed)) = agent.next_down(now_ms) else { return };
+            self.obey(id, command, &resumed);
         }
     }
 
-    fn obey(&mut self, id: &NodeId, command: Command) {
+    fn obey(&mut self, id: &NodeId, command: Command, resumed: &Resumed) {
         let now_ms = self.now_ms;
         match command {
             Command::StartWorker { command_id, worker, model, settings, gang } => {
@@ -680,7 +691,7 @@ impl Night {
                 agent.say(now_ms, 5, Up::Started(worker));
             }
             Command::StopWorker { worker, mode, .. } => self.stop_worker(id, worker, mode),
-            Command::GrantRows { worker, rows } => self.take_rows(id, worker, &rows),
+            Command::GrantRows { worker, rows } => self.take_rows(id, worker, &rows, resumed),
             Command::CancelRows { worker, rows } => {
                 let agent = self.agents.get_mut(id).expect("a node there is");
                 if let Some(known) = agent.worker.as_mut().filter(|known| known.key == worker) {
@@ -728,15 +739,8 @@ impl Night {
         id: &NodeId,
         worker: nightshift_daemon::model::WorkerKey,
         grants: &[nightshift_daemon::recovery::RowGrant],
+        resumed: &Resumed,
     ) {
-        let known_job = self.controller.as_ref().and_then(|controller| controller.machine.job(worker.job));
-        let resumed: BTreeMap<RowIx, u32> = grants
-            .iter()
-            .filter_map(|grant| {
-                let checkpoint = known_job?.resume_point(grant.row, worker.epoch)?;
-                Some((grant.row, u32::try_from(checkpoint.tokens.len()).unwrap_or(u32::MAX)))
-            })
-            .collect();
         let agent = self.agents.get_mut(id).expect("a node there is");
         let Some(known) = agent.worker.as_mut().filter(|known| known.key == worker) else { return };
         if known.finishing || known.ends_at_ms.is_some() {
@@ -934,7 +938,7 @@ impl Night {
         }
         self.next_job += 1;
         self.totals.jobs += 1;
-        self.jobs.insert(record.id, record.rows_total);
+        self.jobs.insert(record.id, record.spec.clone());
         if self.planted == Planted::IgnoredWindow {
             // The machine is told another thing than the person and the checks know.
             let told = nightshift_daemon::model::JobRecord {
@@ -981,10 +985,11 @@ impl Night {
         match strike {
             Strike::Exit(class) => {
                 // Errors that have nothing to do with one another, but for those of a GPU.
-                let letter = char::from(b'a' + u8::try_from(self.totals.strikes % 26).expect("a letter"));
+                let digits = self.totals.strikes.to_string();
+                let letters: String = digits.bytes().map(|digit| char::from(digit - b'0' + b'a')).collect();
                 let error = match class {
                     ExitClass::GpuFault => "GPU Timeout Error".to_owned(),
-                    _ => format!("error {letter}"),
+                    _ => format!("error {letters}"),
                 };
                 let agent = self.agents.get_mut(&id).expect("a node there is");
                 agent.end_worker(now_ms, class, &error, 5);
@@ -1256,6 +1261,5 @@ impl Night {
         let mut kept = replay.incidents;
         kept.reverse();
         assert_eq!(kept, told, "incidents on disk are not those that were told");
-        let _ = WorkerSettings::default();
     }
 }

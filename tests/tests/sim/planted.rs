@@ -22,8 +22,6 @@ pub(crate) enum Planted {
     ForgottenExit,
     /// Nodes are planned with twice the memory they have.
     WrongBudget,
-    /// Checkpoints are kept nowhere.
-    LostCheckpoints,
     /// Incidents are not recorded.
     UnrecordedIncidents,
     /// Windows are not looked at: work goes out as if they were open.
@@ -41,7 +39,6 @@ impl Planted {
         Self::LostStop,
         Self::ForgottenExit,
         Self::WrongBudget,
-        Self::LostCheckpoints,
         Self::UnrecordedIncidents,
         Self::IgnoredWindow,
     ];

@@ -62,6 +62,23 @@ fn after_a_kill_nothing_is_loaded_before_the_memory_has_been_looked_at_nor_when_
     assert!(needs(&kit)[0].closed_unix_ms.is_some());
 }
 
+/// The node was away when it happened, and told of the count before it told of the end.
+#[test]
+fn a_kill_that_is_heard_after_its_count_keeps_nothing_waiting() {
+    let mut kit = Kit::new();
+    let (session, _) = kit.connect("a");
+    let effects = kit.tell(Event::JobAccepted(record(1, 50)));
+    let (_, worker) = started(&effects)[0].clone();
+    let _ = kit.ready("a", worker);
+    let counted = BootFacts { kills_while_loaded: 1, stranded_bytes: Some(0), ..BootFacts::default() };
+    let _ = observe(&mut kit, "a", counted);
+    let _ = killed(&mut kit, "a", worker);
+    assert_eq!(started(&kit.wait(2_000, &[("a", session)])), []);
+    let mut effects = observe(&mut kit, "a", counted);
+    effects.extend(kit.wait(1_000, &[("a", session)]));
+    assert_eq!(started(&effects).len(), 1);
+}
+
 #[test]
 fn what_others_wire_is_no_debt_of_ours() {
     let mut kit = Kit::new();
