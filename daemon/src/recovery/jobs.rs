@@ -45,6 +45,11 @@ impl Machine {
             }
             self.jobs.insert(id, job);
         }
+        // Where a controller ended between the end of a job and what it had to say of its incidents.
+        let (open_jobs, incidents) = (&self.open_jobs, &mut self.incidents);
+        incidents.close(now, "the job is over", |incident| {
+            incident.job.is_some_and(|job| !open_jobs.contains(&job))
+        });
     }
 
     /// Incidents that a controller before this one left open, and nothing that can still happen would close.

@@ -518,6 +518,21 @@ fn what_a_controller_left_open_is_closed_by_the_next() {
 }
 
 #[test]
+fn incidents_of_a_job_that_is_over_are_closed_by_the_next_controller() {
+    let (mut kit, [(_, worker, _), _]) = two_at_work(40);
+    let _ = kit.exit("a", worker, ExitClass::Crashed);
+    let open = kit.machine.incidents().next().expect("an incident").clone();
+    assert_eq!(open.closed_unix_ms, None);
+    let mut after = Kit::new();
+    let mut job = kit.job(1).record.clone();
+    job.state = JobState::Completed;
+    let _ = after.tell(Event::Remembered { models: vec![], incidents: vec![open] });
+    let jobs = vec![replayed(job, &[])];
+    let _ = after.tell(Event::Started { jobs, nodes: vec![], repairs: vec![], remains: vec![] });
+    assert_eq!(after.machine.incidents().next().expect("it is kept").outcome, "the job is over");
+}
+
+#[test]
 fn a_worker_that_ended_while_no_controller_was_there_stands_in_the_books() {
     let mut kit = Kit::new();
     let mut job = record(1, 10);
