@@ -174,10 +174,6 @@ impl Agent {
     /// The connection is gone, and what was on its way.
     pub(crate) fn disconnect(&mut self) {
         self.session = None;
-        // What was on its way is told again, from the first token.
-        for row in self.worker.iter_mut().flat_map(|worker| &mut worker.rows) {
-            row.told = 0;
-        }
         for (_, up) in std::mem::take(&mut self.up) {
             if let Up::Exited(exit) = up {
                 self.untold.push(exit);

@@ -96,6 +96,8 @@ pub(crate) struct Night {
     /// A row that ends whatever generates it.
     poison: Option<(JobId, RowIx)>,
     known: Known,
+    /// Tokens of unfinished rows that the controller was told, and when.
+    told: BTreeMap<(JobId, RowIx), (usize, u64)>,
     /// What was asked for, by whoever asked.
     jobs: BTreeMap<JobId, JobSpec>,
     next_job: u64,
@@ -138,6 +140,7 @@ impl Night {
             coming: Vec::new(),
             poison: seed.is_multiple_of(3).then_some((JobId(1), RowIx(3))),
             known: Known::default(),
+            told: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 1,
             trace: Vec::new(),
@@ -253,6 +256,9 @@ impl Night {
         let unix_ms = self.unix_ms();
         let planted = self.planted;
         let Some(controller) = &mut self.controller else { return };
+        if planted == Planted::LostCheckpoints {
+            controller.waiting.retain(|item| !matches!(item, Waiting::Checkpoints { .. }));
+        }
         let outcomes = controller.run_waiting(unix_ms, planted == Planted::StoredTwice);
         if self.world.has_crashed() {
             // Nobody is there to hear of it.
@@ -450,6 +456,7 @@ impl Night {
         let resumed = rows.iter().map(|grant| {
             let tokens = job.and_then(|job| job.resume_point(grant.row, worker.epoch));
             let tokens = tokens.map_or(0, |checkpoint| checkpoint.tokens.len());
+            self.check_resumed(worker.job, grant.row, tokens);
             (grant.row, u32::try_from(tokens).unwrap_or(u32::MAX))
         });
         resumed.collect()
@@ -512,6 +519,8 @@ impl Night {
 
     fn end_controller(&mut self, death: Death) {
         self.note(|| format!("the controller is gone ({death:?})"));
+        let now_ms = self.now_ms;
+        self.told.retain(|_, (_, at)| *at + 5_000 < now_ms);
         self.controller = None;
         self.world.restart(death);
         self.controller_back_at_ms = self.now_ms + self.rng.range(1_000, 20_000);
@@ -532,6 +541,10 @@ impl Night {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         agent.session = Some(session);
+        // A new connection is told everything again.
+        for row in agent.worker.iter_mut().flat_map(|worker| &mut worker.rows) {
+            row.told = 0;
+        }
         let spooled: Vec<ResultHead> = agent.spool.values().copied().collect();
         if !spooled.is_empty() {
             agent.say(self.now_ms, 20, Up::Results(spooled));
@@ -604,11 +617,43 @@ impl Night {
                     let found = worlds::model(&model);
                     Event::ModelFound { node, session, model, found }
                 }
-                Up::Progress(news) => Event::Progress { node, news },
+                Up::Progress(news) => {
+                    self.note_told(&news);
+                    Event::Progress { node, news }
+                }
             };
             self.tell(event);
             self.notice_crash();
         }
+    }
+
+    /// Checkpoints of a job with one model, that reach a controller whose disk has room: they are durable within a second.
+    fn note_told(&mut self, news: &nightshift_daemon::recovery::ProgressNews) {
+        let job = news.worker.job;
+        let has_one_model = self.jobs.get(&job).is_some_and(|spec| spec.fallback_model.is_none());
+        if !has_one_model || self.disk_full_until_ms.is_some() {
+            return;
+        }
+        let leases = self.controller.as_ref().and_then(|controller| controller.machine.job(job));
+        for fresh in &news.checkpoints {
+            let is_holder = leases
+                .and_then(|job| job.leases.get(&fresh.row))
+                .is_some_and(|lease| lease.epoch == news.worker.epoch && lease.attempt == fresh.attempt);
+            let tokens = fresh.offset as usize + fresh.checkpoint.tokens.len();
+            if is_holder {
+                self.told.insert((job, fresh.row), (tokens, self.now_ms));
+            }
+        }
+    }
+
+    /// A row goes on from what was told of it, or not more than a second before that.
+    fn check_resumed(&self, job: JobId, row: RowIx, resumed: usize) {
+        let Some((tokens, at)) = self.told.get(&(job, row)) else { return };
+        let is_settled = self.now_ms > at + 5_000 && self.disk_full_until_ms.is_none();
+        assert!(
+            !is_settled || resumed >= *tokens,
+            "row {row} of {job} goes on from {resumed} of {tokens} tokens"
+        );
     }
 
     /// The planted bug: whatever comes is taken for the holder's, whoever sent it.
@@ -1045,6 +1090,7 @@ impl Night {
             }
             Strike::ControllerStopped => self.stopped_until_ms = now_ms + self.rng.range(2_000, 90_000),
             Strike::DiskFull => {
+                self.told.clear();
                 self.world.set_capacity(Some(1));
                 self.disk_full_until_ms = Some(now_ms + self.rng.range(1_000, 10 * MINUTE_MS));
             }

@@ -22,6 +22,8 @@ pub(crate) enum Planted {
     ForgottenExit,
     /// Nodes are planned with twice the memory they have.
     WrongBudget,
+    /// Checkpoints are kept nowhere.
+    LostCheckpoints,
     /// Incidents are not recorded.
     UnrecordedIncidents,
     /// Windows are not looked at: work goes out as if they were open.
@@ -39,6 +41,7 @@ impl Planted {
         Self::LostStop,
         Self::ForgottenExit,
         Self::WrongBudget,
+        Self::LostCheckpoints,
         Self::UnrecordedIncidents,
         Self::IgnoredWindow,
     ];
