@@ -106,8 +106,9 @@ async fn one_round(name: &str, victim: Victim, rng: &mut Rng, expected: &Answers
     let mut cluster = match victim {
         Victim::Worker => builder.expect(&[WORKER_KILLED]),
         Victim::Agent => builder.expect(&[AGENT_KILLED]).allow(&[ROWS_LOST]),
-        // What dies with the controller is no news to the next one.
-        Victim::Controller | Victim::Everything => builder,
+        Victim::Controller => builder,
+        // A controller that comes back finds the workers it had on record gone.
+        Victim::Everything => builder.allow(&[AGENT_KILLED]),
         Victim::Any => builder.allow(&[WORKER_KILLED, AGENT_KILLED, ROWS_LOST]),
     }
     .start()
