@@ -1,5 +1,7 @@
 //! Workers start, work and hang.
 
+use serde_json::value::RawValue;
+
 use super::{
     effect::{Command, StopMode},
     event::{Now, ProgressNews, WorkerPhase, WorkerSettings},
@@ -179,13 +181,14 @@ impl Machine {
             let from_holder = job.leases.get(&fresh.row).is_some_and(|lease| {
                 lease.node == *node && lease.epoch == news.worker.epoch && lease.attempt == fresh.attempt
             });
-            let (before, known) = (fresh.checkpoint.tokens.len(), job.checkpoints.get(&fresh.row));
-            let known = known.map_or(0, |known| known.tokens.len());
-            let part = Checkpoint { by_fallback, ..fresh.checkpoint };
-            if from_holder && join(job.checkpoints.entry(fresh.row).or_default(), fresh.offset, part) {
+            if !from_holder {
+                continue;
+            }
+            let known = job.checkpoints.entry(fresh.row).or_default();
+            let before = known.tokens.len();
+            if join(known, fresh.offset, Checkpoint { by_fallback, ..fresh.checkpoint }) {
                 grown.push(fresh.row);
-                // A whole one tells again what is known already.
-                accounted += if fresh.offset == 0 { before.saturating_sub(known) } else { before };
+                accounted += known.tokens.len().saturating_sub(before);
             }
         }
         if let Some(worker) = job.workers.get_mut(node).filter(|worker| worker.epoch == news.worker.epoch) {
@@ -279,20 +282,24 @@ fn laps_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mon
     }
 }
 
-/// Adds `fresh`, which begins after `offset` tokens, to what is known. Overlap is fine; a gap is not, and changes
-/// nothing. Returns whether anything was learned.
+/// Takes up `fresh`, the holder's words after its first `offset` tokens. What was known beyond them stays while it says the
+/// same: a node that comes back may be behind another that had its row meanwhile. From where it differs, the holder's words
+/// count. A gap changes nothing. Returns whether anything was learned.
 fn join(known: &mut Checkpoint, offset: u32, fresh: Checkpoint) -> bool {
-    if known.by_fallback != fresh.by_fallback {
-        // Tokens of another model are of no use to this one.
-        *known = Checkpoint { by_fallback: fresh.by_fallback, ..Checkpoint::default() };
+    let offset = offset as usize;
+    // Tokens of another model are of no use to this one.
+    let known_tokens = if known.by_fallback == fresh.by_fallback { known.tokens.as_slice() } else { &[] };
+    let Some(rest) = known_tokens.get(offset..) else { return false };
+    if rest.starts_with(&fresh.tokens) {
+        return false;
     }
-    let (offset, known_len) = (offset as usize, known.tokens.len());
-    if offset == 0 && fresh.tokens.len() > known_len {
+    if offset == 0 {
         *known = fresh;
         return true;
     }
-    if offset != known_len || fresh.tokens.is_empty() {
-        return false;
+    if !rest.is_empty() {
+        known.tokens.truncate(offset);
+        known.logprobs_json = first_entries(&known.logprobs_json, offset);
     }
     known.tokens.extend_from_slice(&fresh.tokens);
     known.logprobs_json = match (known.logprobs_json.as_slice(), fresh.logprobs_json) {
@@ -302,6 +309,13 @@ fn join(known: &mut Checkpoint, offset: u32, fresh: Checkpoint) -> bool {
         (known, _) => known.to_vec(),
     };
     true
+}
+
+/// The beginning of a JSON array; what is none stays as it is.
+fn first_entries(json: &[u8], count: usize) -> Vec<u8> {
+    let first = serde_json::from_slice::<Vec<&RawValue>>(json)
+        .and_then(|entries| serde_json::to_vec(&entries[..count.min(entries.len())]));
+    first.unwrap_or_else(|_| json.to_vec())
 }
 
 #[cfg(test)]
@@ -327,9 +341,25 @@ mod tests {
         assert!(!join(&mut known, 0, part(&[1, 2], "[0.1,0.2]")), "an older whole one");
         assert!(join(&mut known, 0, part(&[1, 2, 3, 4], "")));
         assert_eq!(known, part(&[1, 2, 3, 4], ""));
+        assert!(
+            !join(&mut known, 2, part(&[3], "")),
+            "it lags behind another that had the row, and says the same"
+        );
+        assert!(join(&mut known, 2, part(&[3, 4, 5], "")), "and is ahead of it now");
+        assert_eq!(known, part(&[1, 2, 3, 4, 5], ""));
         let of_fallback = |tokens: &[u32]| Checkpoint { by_fallback: true, ..part(tokens, "") };
         assert!(join(&mut known, 0, of_fallback(&[7])), "another model begins anew");
         assert!(join(&mut known, 1, of_fallback(&[8])));
+        assert!(!join(&mut known, 1, part(&[9], "")), "the end of what the other model never began");
         assert_eq!(known, of_fallback(&[7, 8]));
+    }
+
+    #[test]
+    fn from_where_they_differ_the_holders_words_count() {
+        let mut known = part(&[1, 2, 3, 4], "[0.1,{\"t\":[2,3]},0.3,0.4]");
+        assert!(join(&mut known, 2, part(&[7], "[0.7]")));
+        assert_eq!(known, part(&[1, 2, 7], "[0.1,{\"t\":[2,3]},0.7]"));
+        assert!(join(&mut known, 0, part(&[5], "[0.5]")), "from the first token on");
+        assert_eq!(known, part(&[5], "[0.5]"));
     }
 }

@@ -55,6 +55,9 @@ const SLACK_BYTES: f64 = 8e6;
 /// Below this, caches still fill up, and what is seen says nothing about the hours after.
 const LONG_ENOUGH: Duration = Duration::from_secs(1_200);
 
+/// How often a long soak tells how it goes.
+const TELL: Duration = Duration::from_secs(600);
+
 /// What descriptors may differ by: connections and pipes of workers that come and go.
 const SLACK_DESCRIPTORS: f64 = 12.0;
 
@@ -94,6 +97,12 @@ impl Watch {
         if let Some(bytes) = procfs::resident_bytes(pid) {
             self.0.push((at, bytes as f64, descriptors as f64));
         }
+    }
+
+    fn last(&self) -> String {
+        self.0.last().map_or_else(String::new, |(_, bytes, descriptors)| {
+            format!("{:.1} MB and {descriptors:.0} descriptors", bytes / 1e6)
+        })
     }
 
     /// The middle of what was seen between two moments.
@@ -174,7 +183,7 @@ impl Soak {
         let (mut controller, mut agent) = (Watch::default(), Watch::default());
         let modes = [Mode::Pipeline, Mode::Independent, Mode::Tensor];
         let started = Instant::now();
-        let (mut next_strike, mut done) = (started + pause, 0_usize);
+        let (mut next_strike, mut next_telling, mut done) = (started + pause, started + TELL, 0_usize);
         let mut running = self.submit("soak-0", modes[0], &input).await;
         while started.elapsed() < length {
             self.mend(|at| at <= Instant::now()).await;
@@ -185,6 +194,16 @@ impl Soak {
             }
             controller.look(started.elapsed(), self.cluster.controller_mut().pid());
             agent.look(started.elapsed(), self.cluster.agent_mut(WATCHED).pid());
+            if Instant::now() >= next_telling {
+                next_telling += TELL;
+                let (strikes, minutes) =
+                    (self.strikes.values().sum::<u32>(), started.elapsed().as_secs() / 60);
+                eprintln!(
+                    "soak: {minutes} min, {done} jobs, {strikes} strikes, clusterd {}, cluster-agent {}",
+                    controller.last(),
+                    agent.last()
+                );
+            }
             if let Some(job) = self.ended(&running).await {
                 self.check(&job, &input, &undisturbed);
                 done += 1;

@@ -5,7 +5,7 @@
 //! disk then holds what a real one could (`nightshift_daemon::ledger::sim`). After each event the promises are checked
 //! (`checks.rs`); in its last part nothing strikes any more, and every job must end with every row.
 //!
-//! * `cargo test -p nightshift-tests --test sim` plays 500 nights, after those of `regressions.txt`;
+//! * `cargo test -p nightshift-tests --test sim` plays 2,000 nights, after those of `regressions.txt`;
 //! * `NIGHTSHIFT_SEEDS=100000` plays as many; `NIGHTSHIFT_SEED=17` plays one, and writes its whole trace;
 //! * a night that fails tells its seed and the end of its trace.
 //!
@@ -33,7 +33,7 @@ use night::Night;
 use planted::Planted;
 
 /// Played in every test run.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 2_000;
 
 /// Lines of a failed night's trace that are printed.
 const TRACE_LINES: usize = 60;
@@ -42,7 +42,7 @@ const TRACE_LINES: usize = 60;
 const SEEDS_FOR_A_BUG: u64 = 300;
 
 /// Why a night failed, and the end of its trace.
-fn play(seed: u64, planted: Planted) -> Result<Night, String> {
+fn play(seed: u64, planted: Planted, trace_lines: usize) -> Result<Night, String> {
     let mut night = Night::new(seed, planted);
     match catch_unwind(AssertUnwindSafe(|| night.run())) {
         Ok(()) => Ok(night),
@@ -50,7 +50,7 @@ fn play(seed: u64, planted: Planted) -> Result<Night, String> {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
             let trace =
-                night.trace.iter().rev().take(TRACE_LINES).rev().cloned().collect::<Vec<_>>().join("\n");
+                night.trace.iter().rev().take(trace_lines).rev().cloned().collect::<Vec<_>>().join("\n");
             Err(format!("{trace}\nseed {seed}: {}", text.unwrap_or_default()))
         }
     }
@@ -72,7 +72,7 @@ fn regressions() -> Vec<u64> {
 #[test]
 fn no_night_breaks_a_promise() {
     if let Some(seed) = variable("NIGHTSHIFT_SEED") {
-        let outcome = play(seed, Planted::None);
+        let outcome = play(seed, Planted::None, usize::MAX);
         let trace = match &outcome {
             Ok(night) => night.trace.join("\n"),
             Err(text) => text.clone(),
@@ -96,7 +96,7 @@ fn no_night_breaks_a_promise() {
                     let Some(seed) = seeds.get(at).filter(|_| failed.lock().unwrap().len() < 5) else {
                         return;
                     };
-                    match play(*seed, Planted::None) {
+                    match play(*seed, Planted::None, TRACE_LINES) {
                         Ok(night) => totals.lock().unwrap().add(&night.totals),
                         Err(text) => failed.lock().unwrap().push((*seed, text)),
                     }
@@ -119,7 +119,7 @@ fn no_night_breaks_a_promise() {
 #[test]
 fn the_same_seed_is_the_same_night() {
     for seed in [1, 2, 3, 50] {
-        let trace = |_| play(seed, Planted::None).unwrap_or_else(|text| panic!("{text}")).trace;
+        let trace = |_| play(seed, Planted::None, TRACE_LINES).unwrap_or_else(|text| panic!("{text}")).trace;
         assert_eq!(trace(0), trace(1), "seed {seed}");
     }
 }
@@ -129,7 +129,7 @@ fn the_same_seed_is_the_same_night() {
 fn every_planted_bug_is_caught() {
     let mut missed = Vec::new();
     for bug in Planted::ALL {
-        let caught = (0..SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, play(seed, *bug).err()?)));
+        let caught = (0..SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, play(seed, *bug, TRACE_LINES).err()?)));
         match caught {
             Some((seed, text)) => {
                 let last = text.lines().last().unwrap_or_default().chars().take(160).collect::<String>();
