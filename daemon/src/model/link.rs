@@ -43,7 +43,7 @@ pub enum LinkKind {
 }
 
 /// One end of a link.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct LinkEnd {
     /// Whose it is.
     pub node: NodeId,
@@ -56,7 +56,7 @@ pub struct LinkEnd {
 }
 
 /// A way between two nodes that a gang may use.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Link {
     /// The end whose node comes first by name.
     pub a: LinkEnd,

@@ -40,9 +40,10 @@ impl Machine {
     /// Links changed: notes what came and went, and ends gangs over what went.
     pub(super) fn on_links(&mut self, now: Now, before: &[Link]) {
         let half_life_ms = self.policy.penalty_half_life_ms;
-        let lost: Vec<Link> = before.iter().filter(|link| !self.links.contains(link)).cloned().collect();
+        let there: BTreeSet<&Link> = self.links.iter().collect();
+        let lost: Vec<Link> = before.iter().filter(|link| !there.contains(link)).cloned().collect();
         for link in &lost {
-            let is_up = self.links.iter().any(|other| pair_of(other) == pair_of(link));
+            let is_up = self.links.iter().any(|other| other.joins(&link.a.node, &link.b.node));
             // It was there, so it is known.
             let Some(health) = self.link_health.pairs.get_mut(&pair_of(link)) else { continue };
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
@@ -81,8 +82,14 @@ impl Machine {
 
     /// Time passes: links settle. What a plan may use changes with that.
     pub(super) fn settle_links(&mut self, now: Now) {
-        let unsettled: Vec<Pair> =
-            self.links.iter().map(pair_of).filter(|pair| self.settles_in_ms(now, pair) > 0).collect();
+        let unsettled: Vec<Pair> = self
+            .link_health
+            .pairs
+            .keys()
+            .filter(|pair| self.settles_in_ms(now, pair) > 0)
+            .filter(|(a, b)| self.links.iter().any(|link| link.joins(a, b)))
+            .cloned()
+            .collect();
         if unsettled == self.link_health.unsettled {
             return;
         }

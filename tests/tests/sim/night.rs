@@ -1,6 +1,9 @@
 //! One night: the clock, who does what when, and what strikes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use nightshift_daemon::{
     ledger::{
@@ -38,6 +41,9 @@ const QUIET_MS: u64 = 60 * HOUR_MS;
 
 /// Jobs of a night at most.
 const MOST_JOBS: u64 = 6;
+
+/// About how much of an event a trace holds.
+const EVENT_BYTES: usize = 400;
 
 /// What nights were made of, for a person to see that something happened in them.
 #[derive(Clone, Debug, Default)]
@@ -103,6 +109,20 @@ pub(crate) struct Night {
     next_job: u64,
     pub(crate) trace: Vec<String>,
     pub(crate) totals: Totals,
+}
+
+/// The first part of what an event says, without writing the rest.
+fn short(event: &Event) -> String {
+    struct Short(String);
+    impl std::fmt::Write for Short {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.push_str(text);
+            if self.0.len() < EVENT_BYTES { Ok(()) } else { Err(std::fmt::Error) }
+        }
+    }
+    let mut text = Short(String::new());
+    let _ = write!(text, "{event:?}");
+    text.0
 }
 
 impl Night {
@@ -303,7 +323,7 @@ impl Night {
     pub(crate) fn tell(&mut self, event: Event) {
         let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
         if !matches!(event, Event::Tick | Event::Heard { .. } | Event::Progress { .. }) {
-            self.note(|| format!("{event:?}").chars().take(400).collect());
+            self.note(|| short(&event));
         }
         let heads = match &event {
             Event::Results { heads, .. } => heads.clone(),
