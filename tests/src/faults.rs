@@ -21,6 +21,75 @@ pub enum End {
     Hang,
 }
 
+/// How real workers ended, with the words they left: one or more of each class.
+#[derive(Clone, Copy, Debug)]
+pub struct LastWords {
+    /// The fault it is in the books.
+    pub fault: &'static str,
+    /// On stderr.
+    pub text: &'static str,
+    /// And then.
+    pub end: End,
+}
+
+impl LastWords {
+    /// A fault that ends a worker with them.
+    #[must_use]
+    pub fn fault_of_worker(self) -> Fault {
+        Fault::new(self.text, self.end)
+    }
+}
+
+const fn words(fault: &'static str, end: End, text: &'static str) -> LastWords {
+    LastWords { fault, text, end }
+}
+
+/// See there. Metal's are as MLX passes them on.
+pub const CLASSIFIED: &[LastWords] = &[
+    words(
+        "gpu-fault",
+        End::Exit(1),
+        "RuntimeError: [METAL] Command buffer execution failed: Caused GPU Timeout Error \
+         (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+    ),
+    words(
+        "gpu-fault",
+        End::Abort,
+        "RuntimeError: [METAL] Command buffer execution failed: Caused GPU Hang Error \
+         (00000003:kIOGPUCommandBufferCallbackErrorHang)",
+    ),
+    words(
+        "gpu-fault",
+        End::Exit(1),
+        "RuntimeError: [METAL] Command buffer execution failed: Ignored (for causing prior/excessive GPU errors) \
+         (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
+    ),
+    words(
+        "gpu-fault",
+        End::Exit(1),
+        "RuntimeError: [METAL] Command buffer execution failed: Discarded (victim of GPU error/recovery) \
+         (00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)",
+    ),
+    words(
+        "gpu-fault",
+        End::Abort,
+        "RuntimeError: [METAL] Command buffer execution failed: Impacting Interactivity \
+         (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+    ),
+    words(
+        "out-of-memory",
+        End::Exit(1),
+        "RuntimeError: [METAL] Command buffer execution failed: Insufficient Memory \
+         (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    ),
+    words("out-of-memory", End::Exit(1), "RuntimeError: [malloc] Unable to allocate 8589934592 bytes."),
+    words("out-of-memory", End::Abort, "[metal::malloc] Resource limit (499000) exceeded."),
+    words("link-fault", End::Exit(1), "RuntimeError: [ring] connection to a peer was lost"),
+    words("link-fault", End::Exit(1), "[jaccl] Recv failed with error code 12"),
+    words("worker-exited", End::Exit(1), "KeyError: 'lm_head'"),
+    words("worker-exited", End::Abort, "libc++abi: terminating due to uncaught exception: a bug"),
+];
+
 /// One fault.
 #[derive(Clone, Debug)]
 pub struct Fault {

@@ -8,7 +8,7 @@ use nightshift_tests::{
     answers::Answers,
     cluster::{Cluster, ClusterBuilder},
     control,
-    faults::{End, Fault},
+    faults::{CLASSIFIED, End, Fault},
     models,
     rows::Input,
     suite::{Case, Need, case},
@@ -117,64 +117,13 @@ async fn poison() {
     cluster.finish().await;
 }
 
-/// What Metal says, as MLX passes it on.
-fn metal(words: &str) -> String {
-    format!("RuntimeError: [METAL] Command buffer execution failed: {words}")
-}
-
 async fn every_kind() {
-    let ends: Vec<(&str, String, End)> = vec![
-        (
-            "gpu-fault",
-            metal("Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"),
-            End::Exit(1),
-        ),
-        (
-            "gpu-fault",
-            metal("Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)"),
-            End::Abort,
-        ),
-        (
-            "gpu-fault",
-            metal(
-                "Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
-            ),
-            End::Exit(1),
-        ),
-        (
-            "gpu-fault",
-            metal(
-                "Discarded (victim of GPU error/recovery) (00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)",
-            ),
-            End::Exit(1),
-        ),
-        (
-            "gpu-fault",
-            metal(
-                "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
-            ),
-            End::Abort,
-        ),
-        (
-            "out-of-memory",
-            metal("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"),
-            End::Exit(1),
-        ),
-        (
-            "out-of-memory",
-            "RuntimeError: [malloc] Unable to allocate 8589934592 bytes.".to_owned(),
-            End::Exit(1),
-        ),
-        ("out-of-memory", "[metal::malloc] Resource limit (499000) exceeded.".to_owned(), End::Abort),
-        ("link-fault", "RuntimeError: [ring] connection to a peer was lost".to_owned(), End::Exit(1)),
-        ("link-fault", "[jaccl] Recv failed with error code 12".to_owned(), End::Exit(1)),
-        ("worker-exited", "KeyError: 'lm_head'".to_owned(), End::Exit(1)),
-        ("worker-exited", "libc++abi: terminating due to uncaught exception: a bug".to_owned(), End::Abort),
-    ];
     // One node is not to be in quarantine before the last of them.
     let config = "gpu_faults_before_quarantine = 100\nfailures_before_pause = 100\nrestart_cap_ms = 200\n";
-    let mut patterns: Vec<String> =
-        ends.iter().map(|(fault, ..)| format!("WARN the worker of j1 on n1 *kind=\"{fault}\"")).collect();
+    let mut patterns: Vec<String> = CLASSIFIED
+        .iter()
+        .map(|words| format!("WARN the worker of j1 on n1 *kind=\"{}\"", words.fault))
+        .collect();
     patterns.dedup();
     let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
     let cluster = builder("crashes-every-kind", config)
@@ -185,15 +134,15 @@ async fn every_kind() {
         .await;
     let input = input();
     let job = cluster.control().submit(spec("every-kind"), input.jsonl()).await;
-    for (fault, text, end) in &ends {
+    for words in CLASSIFIED {
         // Whatever was hit by the one before is finished first.
-        cluster.inject("n1", &[Fault::new(text, *end).after_steps(MAX_TOKENS + 12)]);
-        let incident = wait_for_incident(&cluster, fault, text).await;
+        cluster.inject("n1", &[words.fault_of_worker().after_steps(MAX_TOKENS + 12)]);
+        let incident = wait_for_incident(&cluster, words.fault, words.text).await;
         assert_eq!((incident.node_id.as_str(), incident.job_id), ("n1", job.job_id), "{incident:#?}");
         assert!(!incident.action.is_empty(), "{incident:#?}");
     }
     let job = finished(&cluster, &job, &input).await;
-    assert_eq!(job.epoch, ends.len() as u64 + 1, "a worker after each");
+    assert_eq!(job.epoch, CLASSIFIED.len() as u64 + 1, "a worker after each");
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
     for incident in incidents(&cluster).await {
         assert!(incident.closed_unix_ms > 0, "over: {incident:#?}");
@@ -244,8 +193,8 @@ async fn quarantine() {
         .allow(&["WARN * kind=\"rows-suspected\""])
         .start()
         .await;
-    let text = metal("Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)");
-    cluster.inject("n1", &[Fault::new(&text, End::Exit(1)).times(1_000)]);
+    let words = CLASSIFIED[0];
+    cluster.inject("n1", &[words.fault_of_worker().times(1_000)]);
     let input = input();
     let job = cluster.control().submit(spec("quarantine"), input.jsonl()).await;
     let quarantined =

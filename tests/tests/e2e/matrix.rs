@@ -2,7 +2,7 @@
 //! Each strike falls amid the rows of a job of its own; the job ends with every row once and the very answers of an
 //! undisturbed run, and the fault stands in the books with what it cost and how the job went on.
 //!
-//! `NIGHTSHIFT_MATRIX=all` plays all of it (about forty minutes); without it, a choice of what no other case plays.
+//! `NIGHTSHIFT_MATRIX=all` plays all of it (about an hour); without it, a choice of what no other case plays.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -12,7 +12,7 @@ use nightshift_tests::{
     cgroup::Squeeze,
     cluster::Cluster,
     control::rows_done,
-    faults::{End, Fault},
+    faults::CLASSIFIED,
     netns::Net,
     process,
     procfs::Seen,
@@ -38,7 +38,8 @@ const MAX_TOKENS: u32 = 40;
 
 /// What the controller does in minutes, it does here in seconds.
 const CONFIG: &str = "[jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n\
-    [recovery]\nrestart_base_ms = 200\nstep_budget_ms = 10000\nstop_grace_ms = 2000\nclimb_settle_ms = 1500\n";
+    [recovery]\nrestart_base_ms = 200\nstep_budget_ms = 10000\nstop_grace_ms = 2000\nclimb_settle_ms = 1500\n\
+    gpu_faults_before_quarantine = 100\n";
 
 /// More than the model needs whole, so that there is every rung of the ladder.
 const AMPLE_MIB: u64 = 1_000;
@@ -56,8 +57,8 @@ enum Strike {
     Rebooted,
     WorkerKilled,
     WorkerStopped,
-    /// Ends with the words of a GPU timeout.
-    GpuFault,
+    /// Ends with these of the words that are classified.
+    LastWords(usize),
     /// The kernel ends it for want of memory.
     MemoryPressure,
     DiskFull,
@@ -69,25 +70,28 @@ enum Strike {
 }
 
 use Strike::{
-    AgentAndController, AgentKilled, ControllerKilled, CutOffAndBack, DiskFull, GpuFault, LinkDownAndUp,
+    AgentAndController, AgentKilled, ControllerKilled, CutOffAndBack, DiskFull, LastWords, LinkDownAndUp,
     LinkFlaps, MemoryPressure, Rebooted, WorkerAndLink, WorkerKilled, WorkerStopped,
 };
 
-const ALL: &[Strike] = &[
-    LinkDownAndUp,
-    LinkFlaps,
-    CutOffAndBack,
-    AgentKilled,
-    Rebooted,
-    WorkerKilled,
-    WorkerStopped,
-    GpuFault,
-    MemoryPressure,
-    DiskFull,
-    ControllerKilled,
-    WorkerAndLink,
-    AgentAndController,
-];
+/// All of them.
+fn all_strikes() -> Vec<Strike> {
+    let others = [
+        LinkDownAndUp,
+        LinkFlaps,
+        CutOffAndBack,
+        AgentKilled,
+        Rebooted,
+        WorkerKilled,
+        WorkerStopped,
+        MemoryPressure,
+        DiskFull,
+        ControllerKilled,
+        WorkerAndLink,
+        AgentAndController,
+    ];
+    others.into_iter().chain((0..CLASSIFIED.len()).map(LastWords)).collect()
+}
 
 impl Strike {
     /// The faults of which one must stand in the books, where a job of this mode feels it at all.
@@ -101,7 +105,7 @@ impl Strike {
             Rebooted => &["node-rebooted"],
             WorkerKilled | WorkerAndLink => &["worker-exited", "link-fault", "link-down"],
             WorkerStopped => &["worker-silent"],
-            GpuFault => &["gpu-fault"],
+            LastWords(which) => std::slice::from_ref(&CLASSIFIED[which].fault),
             MemoryPressure => &["out-of-memory"],
             DiskFull => &["disk-full"],
             // It costs nothing that would be one.
@@ -112,7 +116,7 @@ impl Strike {
 
 pub(crate) fn cases() -> Vec<Case> {
     let all = std::env::var_os("NIGHTSHIFT_MATRIX").is_some_and(|value| value == "all");
-    let strikes = move |choice: &'static [Strike]| if all { ALL } else { choice };
+    let strikes = move |choice: &[Strike]| if all { all_strikes() } else { choice.to_vec() };
     let mut cases = vec![
         case("matrix::two_nodes_independent", NEEDS, move || {
             night("two-independent", 2, Mode::Independent, strikes(&[Rebooted, MemoryPressure]))
@@ -131,7 +135,7 @@ pub(crate) fn cases() -> Vec<Case> {
             ("three_nodes_pipeline", 3, Mode::Pipeline),
         ];
         cases.extend(more.into_iter().map(|(name, nodes, mode)| {
-            case(&format!("matrix::{name}"), NEEDS, move || night(name, nodes, mode, ALL))
+            case(&format!("matrix::{name}"), NEEDS, move || night(name, nodes, mode, all_strikes()))
         }));
     }
     cases
@@ -145,7 +149,7 @@ struct Arena {
     boots: BTreeMap<String, u32>,
 }
 
-async fn night(name: &str, nodes: usize, mode: Mode, strikes: &[Strike]) {
+async fn night(name: &str, nodes: usize, mode: Mode, strikes: Vec<Strike>) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let disk = SmallDisk::mount(&format!("matrix-{name}"));
     let config = format!(
@@ -169,11 +173,11 @@ async fn night(name: &str, nodes: usize, mode: Mode, strikes: &[Strike]) {
     let job = arena.cluster.control().wait_completed(job.job_id, wait::LONG).await;
     let undisturbed = arena.cluster.answers(&job, &input);
     for strike in strikes {
-        if *strike == MemoryPressure && nightshift_tests::cgroup::missing().is_some() {
+        if strike == MemoryPressure && nightshift_tests::cgroup::missing().is_some() {
             eprintln!("{name}: {strike:?} is left out: {:?}", nightshift_tests::cgroup::missing());
             continue;
         }
-        arena.endure(name, *strike, &input, &undisturbed).await;
+        arena.endure(name, strike, &input, &undisturbed).await;
     }
     arena.cluster.finish().await;
 }
@@ -231,6 +235,36 @@ impl Arena {
         });
         let told: Vec<String> = told.collect();
         eprintln!("{name}: {strike:?} in {:.1?}: {}", started.elapsed(), told.join("; "));
+        self.check_report(&done, &of_strike).await;
+    }
+
+    /// The morning page has the job whole, and each fault with how the job went on and what it cost.
+    async fn check_report(&self, job: &Job, of_strike: &[&Incident]) {
+        let report = self.cluster.ctl(&["report", "--output", "json"]).await.json();
+        let name = format!("j{}", job.job_id);
+        let reported =
+            report["jobs"].as_array().into_iter().flatten().find(|other| other["job"]["id"] == *name);
+        let reported = reported.unwrap_or_else(|| panic!("{name} is not in {report:#}"));
+        for list in ["work", "ways"] {
+            let parts = reported[list].as_array().into_iter().flatten();
+            let rows: u64 = parts.filter_map(|part| part["rows"].as_u64()).sum();
+            assert_eq!(rows, job.rows_total, "{list} of {reported:#}");
+        }
+        for incident in of_strike {
+            let on_page = report["incidents"].as_array().into_iter().flatten();
+            let on_page = on_page.filter(|other| other["id"] == incident.incident_id).collect::<Vec<_>>();
+            let [page] = on_page[..] else {
+                panic!("{incident:#?} is {} times in {report:#}", on_page.len())
+            };
+            assert_eq!(page["fault"], incident.fault, "{page:#}");
+            assert_eq!(page["went_on_as"].as_str().unwrap_or_default(), incident.went_on_as, "{page:#}");
+            assert_eq!(page["rows_requeued"], incident.rows_requeued, "{page:#}");
+            assert_eq!(page["tokens_lost"], incident.tokens_lost, "{page:#}");
+            assert_eq!(page["tokens_saved"], incident.tokens_saved, "{page:#}");
+            // Whatever ended a launch of the job says how it went on, unless the last rows were done without.
+            let ended_a_launch = incident.job_id == job.job_id && incident.rows_requeued > 0;
+            assert!(!ended_a_launch || !incident.went_on_as.is_empty(), "{page:#}");
+        }
     }
 
     async fn newest_incident(&self) -> u64 {
@@ -295,11 +329,10 @@ impl Arena {
             }
             WorkerKilled => process::send(victim.pid, Signal::SIGKILL),
             WorkerStopped => process::send(victim.pid, Signal::SIGSTOP),
-            GpuFault => {
-                let text = "[METAL] Command buffer execution failed: Caused GPU Timeout Error \
-                            (00000002:kIOGPUCommandBufferCallbackErrorTimeout)";
-                self.cluster.inject(&node, &[Fault::new(text, End::Abort)]);
-                self.wait_for("gpu-fault", before).await;
+            LastWords(which) => {
+                let words = CLASSIFIED[which];
+                self.cluster.inject(&node, &[words.fault_of_worker()]);
+                self.wait_for(words.fault, before).await;
                 self.cluster.inject(&node, &[]);
             }
             MemoryPressure => {
