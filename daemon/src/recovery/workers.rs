@@ -76,21 +76,23 @@ impl Machine {
     ) {
         let command_id = self.command_id();
         let grace_ms = self.policy.stop_grace_ms;
-        let Some(worker) = self.jobs.get_mut(&job_id).and_then(|job| job.workers.get_mut(node)) else {
-            return;
-        };
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let is_over = job.record.state.is_over();
+        let Some(worker) = job.workers.get_mut(node) else { return };
         let is_stronger = match mode {
             StopMode::Kill => worker.stop_mode != Some(StopMode::Kill),
             StopMode::Checkpoint => matches!(worker.stop_mode, None | Some(StopMode::FinishStarted)),
             StopMode::FinishStarted => false,
         };
+        // A hang is a fault, also of a worker that was to end anyway, as long as it costs its job anything.
+        let is_fault = why == StopReason::Silent && !is_over;
         if worker.stopping.is_some() && !is_stronger {
             return;
         }
-        if worker.stopping.is_none() {
+        if worker.stopping.is_none() || is_fault {
             worker.quiet_ms = Some(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
         }
-        worker.stopping = Some(worker.stopping.unwrap_or(why));
+        worker.stopping = Some(worker.stopping.filter(|_| !is_fault).unwrap_or(why));
         worker.stop_mode = Some(mode);
         worker.last_step_mono_ms = now.mono_ms;
         let worker = worker.key(job_id);
@@ -158,7 +160,7 @@ impl Machine {
             laps = laps_of(worker, before_phase, &news, newest_mono_ms);
             worker.step = news.step;
             worker.last_step_mono_ms = newest_mono_ms;
-        } else if news.phase == WorkerPhase::Idle {
+        } else if news.phase == WorkerPhase::Idle && worker.stopping.is_none() {
             worker.last_step_mono_ms = now.mono_ms;
         } else if before_phase != news.phase {
             // It begins with something else: a sign of life.
@@ -219,13 +221,21 @@ impl Machine {
         rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy)
     }
 
-    /// Workers without a step for too long are ended; their rows come back with their exit.
+    /// Workers without a step for too long are ended; their rows come back with their exit. One that only finishes what it has
+    /// begun can hang as any other, also when its job is over: nothing else would start there. One that was told to end at
+    /// once is the agent's to see to, which gives it the grace and no more.
     pub(super) fn answer_hangs(&mut self, now: Now) {
         let mut hung: Vec<(NodeId, JobId, Epoch, u64)> = Vec::new();
-        for id in &self.open_jobs {
-            let Some(job) = self.jobs.get(id) else { continue };
-            for worker in job.workers.values().filter(|worker| worker.stopping.is_none()) {
-                let budget_ms = self.silence_budget_ms(job, worker);
+        for (id, job) in &self.jobs {
+            for worker in job.workers.values() {
+                let grace_ms = match (worker.stopping, worker.stop_mode) {
+                    (None, _) => 0,
+                    (Some(_), Some(StopMode::FinishStarted)) if worker.active_rows > 0 => 0,
+                    // It frees its memory. Or it was adopted as it stops, and how it was told to is not known.
+                    (Some(_), None | Some(StopMode::FinishStarted)) => self.policy.stop_grace_ms,
+                    (Some(_), Some(StopMode::Checkpoint | StopMode::Kill)) => continue,
+                };
+                let budget_ms = self.silence_budget_ms(job, worker) + grace_ms;
                 let connected = self.nodes.get(&worker.node).is_some_and(|node| node.session.is_some());
                 if connected && now.mono_ms > worker.last_step_mono_ms + budget_ms {
                     hung.push((worker.node.clone(), *id, worker.epoch, budget_ms));

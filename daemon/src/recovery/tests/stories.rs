@@ -426,6 +426,33 @@ fn a_drained_node_finishes_what_it_has_begun_and_gets_no_more() {
 }
 
 #[test]
+fn a_worker_that_hangs_as_it_finishes_what_it_has_begun_is_ended() {
+    let (mut kit, [(session, worker, _), (other, ..)]) = two_at_work(100);
+    let _ = kit.tell(Event::Drain { node: "a".into(), drain: true });
+    // It is given twice as long: b, which takes no step either, was ended before.
+    let stops = stopped(&kit.wait(300_000, &[("a", session), ("b", other)]));
+    assert!(stops.contains(&("a".to_owned(), worker, StopMode::Kill)), "{stops:?}");
+    let effects = kit.exit("a", worker, ExitClass::Killed);
+    assert!(events(&effects).contains(&"worker-silent"), "a fault, though it was to end: {effects:?}");
+}
+
+#[test]
+fn a_worker_that_does_not_end_when_its_job_is_over_is_ended_and_makes_room() {
+    let mut kit = Kit::new();
+    let (session, _) = kit.connect("a");
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 1))))[0].1;
+    let grant = granted(&kit.ready("a", worker), "a")[0];
+    kit.result("a", session, worker, grant);
+    let effects = kit.committed("a", worker, grant, 1);
+    assert_eq!(stopped(&effects), [("a".to_owned(), worker, StopMode::FinishStarted)]);
+    assert_eq!(started(&kit.tell(Event::JobAccepted(record(2, 1)))), [], "there is memory for one");
+    let stops = stopped(&kit.wait(150_000, &[("a", session)]));
+    assert_eq!(stops, [("a".to_owned(), worker, StopMode::Kill)]);
+    assert_eq!(started(&kit.exit("a", worker, ExitClass::Killed))[0].1.job, JobId(2));
+    assert_eq!(kit.machine.incidents().count(), 0, "it cost nobody anything");
+}
+
+#[test]
 fn a_more_urgent_job_takes_over_at_a_row_boundary_and_the_next_job_follows_the_first() {
     let (mut kit, [(_, worker, _), _]) = two_at_work(100);
     let mut urgent = record(2, 50);
