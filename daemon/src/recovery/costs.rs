@@ -115,15 +115,39 @@ impl Machine {
         }
     }
 
-    /// A launch has written a token.
+    /// A launch has written more tokens.
     pub(super) fn note_tokens(&mut self, now: Now, job_id: JobId, epoch: Epoch) {
         let Some(job) = self.jobs.get_mut(&job_id) else { return };
-        let Some(mending) = job.mending.take_if(|mending| epoch > mending.after) else { return };
+        // One that was there before and is to go on: it had nothing to do at the time, and has the rows now.
+        let mut of_launch = job.workers.values().filter(|worker| worker.epoch == epoch);
+        let is_another = of_launch.all(|worker| worker.stopping.is_none());
+        let Some(mending) = job.mending.take_if(|mending| epoch > mending.after || is_another) else {
+            return;
+        };
+        if epoch <= mending.after {
+            self.note_others(mending);
+            return;
+        }
         let way = job.rung_of(epoch).map(|rung| rung.to_string()).unwrap_or_default();
         let took_ms = now.mono_ms.saturating_sub(mending.since_mono_ms);
         for incident in mending.incidents {
             self.incidents.note_way(incident, &way);
             self.incidents.note_first_token(incident, took_ms, mending.start_ms);
+        }
+    }
+
+    /// The last rows came before any report of how they were written: by those that are there.
+    pub(super) fn note_end_of_mending(&mut self, job_id: JobId) {
+        let Some(job) = self.jobs.get_mut(&job_id) else { return };
+        let is_at_work = job.workers.values().any(|worker| worker.stopping.is_none());
+        if let Some(mending) = job.mending.take().filter(|_| is_at_work) {
+            self.note_others(mending);
+        }
+    }
+
+    fn note_others(&mut self, mending: Mending) {
+        for incident in mending.incidents {
+            self.incidents.note_way(incident, "the other workers");
         }
     }
 }

@@ -303,6 +303,7 @@ impl Machine {
             let rows_total = job.record.rows_total;
             if job.done.is_full() {
                 let (succeeded, failed) = (job.rows_succeeded, job.rows_failed);
+                self.note_end_of_mending(id);
                 self.stop_all(now, id, StopMode::FinishStarted, "every row has its answer");
                 self.end_job(now, id, JobState::Completed);
                 let errors = match failed {

@@ -149,6 +149,7 @@ impl Machine {
         worker.active_rows = news.active_rows;
         worker.peak_memory_bytes = worker.peak_memory_bytes.max(news.peak_memory_bytes);
         worker.rate.note(now.mono_ms, news.generated_tokens);
+        let has_written = news.generated_tokens > worker.generated_tokens;
         worker.generated_tokens = news.generated_tokens;
         let before_phase = worker.phase;
         if worker.stopping.is_none() || news.phase == WorkerPhase::Stopping {
@@ -167,7 +168,6 @@ impl Machine {
             worker.last_step_mono_ms = worker.last_step_mono_ms.max(newest_mono_ms);
         }
         worker.prompt_tokens = news.prompt_tokens;
-        let has_written = news.generated_tokens > 0;
         let by_fallback = worker.rung.is_some_and(|rung| rung.fallback);
         let job_id = news.worker.job;
         for lap in laps {

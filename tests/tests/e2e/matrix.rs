@@ -39,7 +39,7 @@ const MAX_TOKENS: u32 = 40;
 /// What the controller does in minutes, it does here in seconds.
 const CONFIG: &str = "[jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n\
     [recovery]\nrestart_base_ms = 200\nstep_budget_ms = 10000\nstop_grace_ms = 2000\nclimb_settle_ms = 1500\n\
-    gpu_faults_before_quarantine = 100\n";
+    gpu_faults_before_quarantine = 100\npenalty_half_life_ms = 2000\nmost_settle_ms = 10000\n";
 
 /// More than the model needs whole, so that there is every rung of the ladder.
 const AMPLE_MIB: u64 = 1_000;
@@ -261,7 +261,7 @@ impl Arena {
             assert_eq!(page["rows_requeued"], incident.rows_requeued, "{page:#}");
             assert_eq!(page["tokens_lost"], incident.tokens_lost, "{page:#}");
             assert_eq!(page["tokens_saved"], incident.tokens_saved, "{page:#}");
-            // Whatever ended a launch of the job says how it went on, unless the last rows were done without.
+            // Whatever ended a launch of the job says how it went on.
             let ended_a_launch = incident.job_id == job.job_id && incident.rows_requeued > 0;
             assert!(!ended_a_launch || !incident.went_on_as.is_empty(), "{page:#}");
         }
