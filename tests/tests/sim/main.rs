@@ -6,7 +6,8 @@
 //! (`checks.rs`); in its last part nothing strikes any more, and every job must end with every row.
 //!
 //! * `cargo test -p nightshift-tests --test sim` plays 2,000 nights, after those of `regressions.txt`;
-//! * `NIGHTSHIFT_SEEDS=100000` plays as many; `NIGHTSHIFT_SEED=17` plays one, and writes its whole trace;
+//! * `NIGHTSHIFT_SEEDS=100000` plays as many, `NIGHTSHIFT_SEEDS=20000..30000` a part of them; `NIGHTSHIFT_SEED=17` plays one,
+//!   and writes its whole trace;
 //! * a night that fails tells its seed and the end of its trace.
 //!
 //! What ticks a hundred times in ten calm seconds ticks once here, right after everybody alive was heard; around whatever
@@ -21,6 +22,7 @@ mod planted;
 mod worlds;
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex,
@@ -60,6 +62,18 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
+/// The nights to play.
+fn seeds() -> Range<u64> {
+    let Ok(asked) = std::env::var("NIGHTSHIFT_SEEDS") else { return 0..SEEDS };
+    let number = |text: &str| {
+        text.parse().unwrap_or_else(|_| panic!("NIGHTSHIFT_SEEDS={asked} is no number or range"))
+    };
+    match asked.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => 0..number(&asked),
+    }
+}
+
 /// Nights that failed once.
 fn regressions() -> Vec<u64> {
     let lines = include_str!("regressions.txt").lines();
@@ -83,8 +97,7 @@ fn no_night_breaks_a_promise() {
     }
     // What a failed night says is printed here once, not by each thread as it panics.
     std::panic::set_hook(Box::new(|_| {}));
-    let seeds: Vec<u64> =
-        regressions().into_iter().chain(0..variable("NIGHTSHIFT_SEEDS").unwrap_or(SEEDS)).collect();
+    let seeds: Vec<u64> = regressions().into_iter().chain(seeds()).collect();
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::<(u64, String)>::new()));
     let totals = Mutex::new(night::Totals::default());
     let threads = thread::available_parallelism().map_or(2, usize::from);
