@@ -42,9 +42,14 @@ impl Machine {
         };
         let (stopping, world_size) = (worker.stopping, worker.world_size);
         let quiet_ms = worker.quiet_ms.unwrap_or(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
-        let exit = &WorkerExit { quiet_ms: Some(quiet_ms), ..exit.clone() };
-        let tokens_lost = worker.tokens_at_risk();
         let was_hung = stopping == Some(StopReason::Silent);
+        let class = match exit.class {
+            // A rank that waited for one that hangs ends in order as soon as it is told to. It was ended for the hang.
+            ExitClass::Orderly if was_hung => ExitClass::Killed,
+            class => class,
+        };
+        let exit = &WorkerExit { class, quiet_ms: Some(quiet_ms), ..exit.clone() };
+        let tokens_lost = worker.tokens_at_risk();
         let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
             || exit.class == ExitClass::Orderly;
         if exit.class == ExitClass::Apart && !asked {

@@ -192,7 +192,8 @@ fn a_rank_that_hangs_is_ended_with_its_gang_in_one_incident() {
         ended,
         [("a".to_owned(), ranks[0].1, StopMode::Kill), ("b".to_owned(), ranks[1].1, StopMode::Kill)]
     );
-    let _ = kit.exit("a", ranks[0].1, ExitClass::Killed);
+    // It is b that hangs; a only waits for it, and ends in order.
+    let _ = kit.exit("a", ranks[0].1, ExitClass::Orderly);
     let _ = kit.exit("b", ranks[1].1, ExitClass::Killed);
     let faults: Vec<&str> = kit.machine.incidents().map(|incident| incident.fault.word()).collect();
     assert_eq!(faults, ["worker-silent"]);
