@@ -161,9 +161,9 @@ impl Machine {
             laps = laps_of(worker, before_phase, &news, newest_mono_ms);
             worker.step = news.step;
             worker.last_step_mono_ms = newest_mono_ms;
-        } else if news.phase == WorkerPhase::Idle && worker.stopping.is_none() {
+        } else if news.phase == WorkerPhase::Idle && worker.stopping.is_none() && worker.held_rows == 0 {
             worker.last_step_mono_ms = now.mono_ms;
-        } else if before_phase != news.phase {
+        } else if before_phase != worker.phase {
             // It begins with something else: a sign of life.
             worker.last_step_mono_ms = worker.last_step_mono_ms.max(newest_mono_ms);
         }
@@ -206,6 +206,8 @@ impl Machine {
     pub(super) fn silence_budget_ms(&self, job: &Job, worker: &Worker) -> u64 {
         let reads = |other: &Worker| other.epoch == worker.epoch && other.phase == WorkerPhase::Prefill;
         let phase = match worker.phase {
+            // It has rows that it has not begun with: it reads their prompts next.
+            WorkerPhase::Idle if worker.held_rows > 0 => WorkerPhase::Prefill,
             WorkerPhase::Idle | WorkerPhase::Decode if job.workers.values().any(reads) => {
                 WorkerPhase::Prefill
             }

@@ -426,6 +426,29 @@ fn a_drained_node_finishes_what_it_has_begun_and_gets_no_more() {
 }
 
 #[test]
+fn a_worker_that_never_begins_with_its_rows_is_ended_though_it_says_that_it_is_idle() {
+    let (mut kit, [(session, worker, grants), (other, ..)]) = two_at_work(100);
+    assert!(!grants.is_empty());
+    let mut stops = Vec::new();
+    for _ in 0..130 {
+        let news = ProgressNews {
+            worker,
+            phase: WorkerPhase::Idle,
+            step: 0,
+            step_age_ms: 0,
+            active_rows: 0,
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            peak_memory_bytes: 0,
+            checkpoints: vec![],
+        };
+        kit.tell(Event::Progress { node: "a".into(), news });
+        stops.extend(stopped(&kit.wait(1_000, &[("a", session), ("b", other)])));
+    }
+    assert!(stops.contains(&("a".to_owned(), worker, StopMode::Kill)), "{stops:?}");
+}
+
+#[test]
 fn a_worker_that_hangs_as_it_finishes_what_it_has_begun_is_ended() {
     let (mut kit, [(session, worker, _), (other, ..)]) = two_at_work(100);
     let _ = kit.tell(Event::Drain { node: "a".into(), drain: true });
