@@ -220,7 +220,13 @@ impl Machine {
         let prefill_tokens =
             u64::from(prefill_step_tokens).min(longest).saturating_mul(prefill_batch_rows.into());
         let pace = self.pace_of(job, worker);
-        rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy)
+        let budget_ms =
+            |phase| rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy);
+        match phase {
+            // What it finishes may be the reading of a prompt: an agent says no more than that it is to end.
+            WorkerPhase::Stopping => budget_ms(WorkerPhase::Prefill).max(budget_ms(WorkerPhase::Decode)),
+            phase => budget_ms(phase),
+        }
     }
 
     /// Workers without a step for too long are ended; their rows come back with their exit. One that only finishes what it has

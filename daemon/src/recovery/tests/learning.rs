@@ -147,6 +147,25 @@ fn a_worker_is_given_what_its_steps_are_known_to_take() {
     assert!((4_000_000..4_200_000).contains(&learned.decode_step_us), "{learned:?}");
 }
 
+/// What a worker does that only finishes its rows is not told: it may read a prompt, which takes far longer than a step.
+#[test]
+fn a_worker_that_finishes_its_rows_is_given_the_time_of_a_prompt() {
+    let (mut kit, sessions) = cluster(&[(100, "m")]);
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 1_000))))[0].1;
+    let _ = kit.ready("a", worker);
+    for number in 1..250 {
+        let _ = kit.wait(100, &sessions);
+        let _ = kit.tell(Event::Progress { node: "a".into(), news: busy(worker, number * 8, number) });
+    }
+    let stops = stopped(&kit.tell(Event::Drain { node: "a".into(), drain: true }));
+    assert_eq!(stops, [("a".to_owned(), worker, StopMode::FinishStarted)]);
+    let news = ProgressNews { phase: WorkerPhase::Stopping, ..busy(worker, 2_000, 249) };
+    let _ = kit.tell(Event::Progress { node: "a".into(), news });
+    let prompt_ms = Policy::default().step_budget_ms - 1_000;
+    assert_eq!(stopped(&kit.wait(prompt_ms, &sessions)), [], "far more than five steps");
+    assert_eq!(stopped(&kit.wait(2_000, &sessions)), [("a".to_owned(), worker, StopMode::Kill)]);
+}
+
 /// Rows so short that there is a prompt in every report.
 #[test]
 fn a_job_of_short_rows_teaches_the_pace_of_generation_as_well() {
