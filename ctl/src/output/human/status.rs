@@ -76,8 +76,12 @@ pub fn status(status: &StatusView, screen: &Screen) -> String {
 
 fn opening(status: &StatusView, screen: &Screen) -> Vec<String> {
     if status.healthy {
-        let text = format!("All is well: {}, {}.", nodes_words(&status.nodes), jobs_words(&status.jobs));
-        return screen.sentence("", &text, Style::Good);
+        // Just after a start nobody has connected yet: nothing is wrong, and nothing is well either.
+        let is_early = !status.nodes.is_empty() && status.nodes.iter().all(|node| node.state != "ready");
+        let (word, style) =
+            if is_early { ("Nothing is wrong yet", Style::Plain) } else { ("All is well", Style::Good) };
+        let text = format!("{word}: {}, {}.", nodes_words(&status.nodes), jobs_words(&status.jobs));
+        return screen.sentence("", &text, style);
     }
     let text = match status.problems.len() {
         0 => "Something needs your eye, but the controller does not say what; see clusterctl events."
@@ -130,7 +134,10 @@ fn incident_lines(incident: &IncidentView, screen: &Screen) -> Vec<String> {
     screen.sentence(&format!("  {when}  "), &incident_words(incident, screen), style)
 }
 
-/// What was seen, what was done, how it ended and went on, what it cost.
+/// What is noticed within this is noticed at once, for a person.
+const WORTH_TELLING_MS: u64 = 1_000;
+
+/// What was seen, what was done, how the job went on and it ended, what it cost.
 pub(crate) fn incident_words(incident: &IncidentView, screen: &Screen) -> String {
     let mut text = String::new();
     if incident.closed_at.is_none() {
@@ -146,15 +153,18 @@ pub(crate) fn incident_words(incident: &IncidentView, screen: &Screen) -> String
         text.push_str(&format!("{}: ", place.join(", ")));
     }
     text.push_str(&capital(&sentence(&incident.summary)));
-    for part in [&incident.action, &incident.outcome].into_iter().flatten() {
+    let way = incident.went_on_as.as_ref().map(|way| {
+        let after = incident.first_token_after_ms.map(|ms| format!(" after {}", units::duration(ms)));
+        format!("The job went on with {way}{}", after.unwrap_or_default())
+    });
+    for part in [&incident.action, &way, &incident.outcome].into_iter().flatten() {
         text.push(' ');
         text.push_str(&capital(&sentence(part)));
     }
-    if let Some(way) = &incident.went_on_as {
-        let after = incident.first_token_after_ms.map(|ms| format!(" after {}", units::duration(ms)));
-        text.push_str(&format!(" It went on with {way}{}.", after.unwrap_or_default()));
-    }
     let mut cost = Vec::new();
+    if let Some(ms) = incident.noticed_after_ms.filter(|ms| *ms >= WORTH_TELLING_MS) {
+        cost.push(format!("noticed after {}", units::duration(ms)));
+    }
     if incident.times > 1 {
         let last = incident.last_at.map(|at| format!(", last at {}", screen.moment(at.0).trim_start()));
         cost.push(format!("{} times{}", incident.times, last.unwrap_or_default()));
