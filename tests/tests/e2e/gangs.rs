@@ -99,7 +99,7 @@ async fn stopped() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let silent =
         "WARN the worker of j1 on n* (epoch 1) took no step for * s; it is ended kind=\"worker-silent\"";
-    let ended = "WARN the worker of j1 on n* was ended by SIGKILL*kind=\"worker-silent\"";
+    let ended = "WARN the worker of j1 on n* *; its rows were handed out again; *kind=\"worker-silent\"";
     let config = "[recovery]\nstep_budget_ms = 10000\nstop_grace_ms = 1000\n";
     let cluster =
         builder("gangs-stopped", 3, config).expect(&[silent]).allow(&[ended, GANG_LOST]).start().await;
