@@ -77,34 +77,21 @@ fn tokens_in_no_checkpoint_are_lost_and_the_first_token_of_the_next_launch_is_ti
 
 #[test]
 fn one_that_had_nothing_to_do_goes_on_with_the_rows() {
-    let mut kit = Kit::new();
-    let sessions = [("a", kit.connect("a").0), ("b", kit.connect("b").0)];
-    let effects = kit.tell(Event::JobAccepted(record(1, 50)));
-    let workers = started(&effects);
-    for (node, worker) in &workers {
-        let _ = kit.ready(node, *worker);
-    }
-    let (node, worker) = workers[0].clone();
-    let (other, on_other) = workers[1].clone();
-    progress(&mut kit, &node, worker, 5, &[]);
-    let _ = kit.exit(&node, worker, ExitClass::Crashed);
+    let (mut kit, [(session, worker, _), (other, on_b, _)]) = two_at_work(50);
+    progress(&mut kit, "a", worker, 5, &[]);
+    let _ = kit.exit("a", worker, ExitClass::Crashed);
     assert_eq!(newest(&kit, Fault::WorkerExited).went_on_as, "");
-    let _ = kit.wait(100, &sessions);
-    progress(&mut kit, &other, on_other, 1, &[]);
+    let _ = kit.wait(100, &[("a", session), ("b", other)]);
+    progress(&mut kit, "b", on_b, 1, &[]);
     assert_eq!(newest(&kit, Fault::WorkerExited).went_on_as, "the other workers");
 }
 
 #[test]
 fn where_others_went_on_nothing_is_timed() {
-    let mut kit = Kit::new();
-    let sessions = [("a", kit.connect("a").0), ("b", kit.connect("b").0)];
-    let effects = kit.tell(Event::JobAccepted(record(1, 50)));
-    let workers = started(&effects);
-    for (node, worker) in &workers {
-        let _ = kit.ready(node, *worker);
-        progress(&mut kit, node, *worker, 5, &[]);
-    }
-    let _ = kit.wait(5_100, &sessions[..1]);
+    let (mut kit, [(session, worker, _), (_, on_b, _)]) = two_at_work(50);
+    progress(&mut kit, "a", worker, 5, &[]);
+    progress(&mut kit, "b", on_b, 5, &[]);
+    let _ = kit.wait(5_100, &[("a", session)]);
     let incident = newest(&kit, Fault::NodeSilent);
     assert_eq!(incident.went_on_as, "the other workers");
     assert_eq!((incident.tokens_lost, incident.noticed_after_ms), (5, Some(4_800)));

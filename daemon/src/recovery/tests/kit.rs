@@ -361,3 +361,16 @@ pub(super) fn events(effects: &[Effect]) -> Vec<&str> {
         })
         .collect()
 }
+
+/// Two nodes, each with a ready worker of a job with `rows` rows.
+pub(super) fn two_at_work(rows: u32) -> (Kit, [(SessionId, WorkerKey, Vec<RowGrant>); 2]) {
+    let mut kit = Kit::new();
+    let (first, _) = kit.connect("a");
+    let (second, _) = kit.connect("b");
+    let effects = kit.tell(Event::JobAccepted(record(1, rows)));
+    let workers = started(&effects);
+    assert_eq!(workers.len(), 2);
+    let grants_a = granted(&kit.ready("a", workers[0].1), "a");
+    let grants_b = granted(&kit.ready("b", workers[1].1), "b");
+    (kit, [(first, workers[0].1, grants_a), (second, workers[1].1, grants_b)])
+}

@@ -6,19 +6,6 @@ use crate::{
     recovery::*,
 };
 
-/// Two nodes, each with a ready worker of a job with `rows` rows.
-fn two_at_work(rows: u32) -> (Kit, [(SessionId, WorkerKey, Vec<RowGrant>); 2]) {
-    let mut kit = Kit::new();
-    let (first, _) = kit.connect("a");
-    let (second, _) = kit.connect("b");
-    let effects = kit.tell(Event::JobAccepted(record(1, rows)));
-    let workers = started(&effects);
-    assert_eq!(workers.len(), 2);
-    let grants_a = granted(&kit.ready("a", workers[0].1), "a");
-    let grants_b = granted(&kit.ready("b", workers[1].1), "b");
-    (kit, [(first, workers[0].1, grants_a), (second, workers[1].1, grants_b)])
-}
-
 #[test]
 fn a_launch_is_recorded_before_it_is_commanded_and_epochs_grow() {
     let mut kit = Kit::new();
