@@ -43,12 +43,13 @@ impl Machine {
         let (stopping, world_size) = (worker.stopping, worker.world_size);
         let quiet_ms = worker.quiet_ms.unwrap_or(now.mono_ms.saturating_sub(worker.last_step_mono_ms));
         let was_hung = stopping == Some(StopReason::Silent);
-        let class = match exit.class {
-            // A rank that waited for one that hangs ends in order as soon as it is told to. It was ended for the hang.
-            ExitClass::Orderly if was_hung => ExitClass::Killed,
-            class => class,
-        };
-        let exit = &WorkerExit { class, quiet_ms: Some(quiet_ms), ..exit.clone() };
+        let mut exit = WorkerExit { quiet_ms: Some(quiet_ms), ..exit.clone() };
+        // A rank that waited for one that hangs ends in order as soon as it is told to. It was ended for the hang.
+        if was_hung && exit.class == ExitClass::Orderly {
+            exit.class = ExitClass::Killed;
+            "took no step, and ended when it was told to".clone_into(&mut exit.status);
+        }
+        let exit = &exit;
         let tokens_lost = worker.tokens_at_risk();
         let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
             || exit.class == ExitClass::Orderly;

@@ -99,10 +99,12 @@ async fn stopped() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let silent =
         "WARN the worker of j1 on n* (epoch 1) took no step for * s; it is ended kind=\"worker-silent\"";
-    let ended = "WARN the worker of j1 on n* *; its rows were handed out again; *kind=\"worker-silent\"";
+    let ended = "WARN the worker of j1 on n* was ended by SIGKILL*kind=\"worker-silent\"";
+    let told =
+        "WARN the worker of j1 on n* took no step, and ended when it was told to*kind=\"worker-silent\"";
     let config = "[recovery]\nstep_budget_ms = 10000\nstop_grace_ms = 1000\n";
     let cluster =
-        builder("gangs-stopped", 3, config).expect(&[silent]).allow(&[ended, GANG_LOST]).start().await;
+        builder("gangs-stopped", 3, config).expect(&[silent]).allow(&[ended, told, GANG_LOST]).start().await;
     let input = input();
     let job = cluster.control().submit(spec("stopped"), input.jsonl()).await;
     let victim = a_rank_at_work(&cluster, &job, 1, 3).await;

@@ -119,7 +119,9 @@ async fn black_holed(name: &str, mode: Mode) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let silent =
         "WARN the worker of j1 on n* (epoch 1) took no step for * s; it is ended kind=\"worker-silent\"";
-    let ended = "WARN the worker of j1 on n* *; its rows were handed out again; *kind=\"worker-silent\"";
+    let ended = "WARN the worker of j1 on n* was ended by SIGKILL*kind=\"worker-silent\"";
+    let told =
+        "WARN the worker of j1 on n* took no step, and ended when it was told to*kind=\"worker-silent\"";
     let apart = "WARN the worker of j1 on n* exited with status 3: rank * within 10 s*restart after *kind=\"link-fault\"";
     let gangs = format!("networks = [\"{}\"]\nrendezvous_ms = {}\n", Net::ADDRESSES, RENDEZVOUS.as_millis());
     let (step_budget_ms, stop_grace_ms) = (STEP_BUDGET.as_millis(), STOP_GRACE.as_millis());
@@ -128,7 +130,7 @@ async fn black_holed(name: &str, mode: Mode) {
     let cluster = sharded::builder(&format!("links-{name}"), &gangs, &recovery)
         .on_a_net()
         .expect(&[silent, apart])
-        .allow(&[ended])
+        .allow(&[ended, told])
         .start()
         .await;
     let input = input();

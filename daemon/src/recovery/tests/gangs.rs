@@ -197,6 +197,8 @@ fn a_rank_that_hangs_is_ended_with_its_gang_in_one_incident() {
     let _ = kit.exit("b", ranks[1].1, ExitClass::Killed);
     let faults: Vec<&str> = kit.machine.incidents().map(|incident| incident.fault.word()).collect();
     assert_eq!(faults, ["worker-silent"]);
+    let summary = kit.machine.incidents().map(|incident| incident.summary.as_str()).collect::<String>();
+    assert!(summary.contains("took no step, and ended when it was told to"), "{summary}");
 }
 
 #[test]
