@@ -22,6 +22,12 @@ use crate::{
 /// How long open calls may take to end after a stop was asked for.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Room that the ledger needs to open: a few segments of its log, and what a kill left half written made good.
+const ROOM_TO_OPEN_BYTES: u64 = 8 << 20;
+
+/// How often it is looked for: a look is one system call, and a person who made room wants to see it used.
+const ROOM_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the controller is started with.
 #[derive(Debug)]
 pub struct Options {
@@ -92,6 +98,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Erro
     let unusable = |source| Error::StateDir { path: state_dir.clone(), source };
     private_dir(&state_dir).map_err(unusable)?;
     let _lock = lock(&state_dir)?;
+    if !room_to_open(&state_dir, &cancel).await {
+        return Ok(());
+    }
     let ledger_id = ledger_id(&state_dir).map_err(unusable)?;
     let address = config.controller.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| rpc::Error::Bind { address, source })?;
@@ -212,6 +221,35 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, Error> {
         nix::errno::Errno::EWOULDBLOCK => Error::InUse { path: state_dir.to_owned() },
         other => failed(other.into()),
     })
+}
+
+/// Waits until the ledger has room to open; `false` when a stop was asked for first. Whoever starts the controller again
+/// would find the disk as full, and a night goes on by itself as soon as there is room.
+async fn room_to_open(state_dir: &Path, cancel: &CancellationToken) -> bool {
+    let mut has_told = false;
+    loop {
+        // What cannot be told here is told, with its reason, when the ledger opens.
+        let free_bytes = ledger::free_bytes(state_dir).unwrap_or(u64::MAX);
+        if free_bytes >= ROOM_TO_OPEN_BYTES {
+            if has_told {
+                tracing::info!(free_bytes, "there is room on the disk; going on");
+            }
+            return true;
+        }
+        if !has_told {
+            has_told = true;
+            tracing::error!(
+                state_dir = %state_dir.display(),
+                free_bytes,
+                needed_bytes = ROOM_TO_OPEN_BYTES,
+                "the disk is full: nothing is served until there is room; free some, the controller goes on by itself"
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROOM_LOOK_INTERVAL) => {}
+            () = cancel.cancelled() => return false,
+        }
+    }
 }
 
 /// The name of this state directory's ledger: made once, kept for ever. Agents keep it beside what they hold, because

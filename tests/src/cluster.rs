@@ -259,6 +259,14 @@ impl Cluster {
     /// When it does not.
     pub async fn start_controller(&mut self) {
         self.spawn_controller();
+        self.wait_served().await;
+    }
+
+    /// Waits until the controller that was started serves.
+    ///
+    /// # Panics
+    /// When it ends, or does not serve in time.
+    pub async fn wait_served(&mut self) {
         let control = self.control.clone();
         let controller = self.controller_mut();
         wait::eventually("the controller to serve", wait::SOON, async || {

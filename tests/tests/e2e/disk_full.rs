@@ -12,6 +12,7 @@ use nightshift_proto::v1::JobState;
 use nightshift_tests::{
     cluster::Cluster,
     control::{self, rows_done, sketch},
+    logs,
     rows::Input,
     stub::{StubNode, StubOptions},
     suite::{Case, Need, case},
@@ -27,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
             full("nothing-left", 0)
         }),
         case("disk_full::a_submission_that_does_not_fit_is_refused", NEEDS, submission),
+        case("disk_full::a_controller_that_starts_on_a_full_disk_waits_for_room", NEEDS, started_full),
     ]
 }
 
@@ -99,6 +101,50 @@ async fn submission() {
     let small = Input::chat(10, 10, 1);
     cluster.control().submit(control::spec("small", "/models/stub"), small.jsonl()).await;
     cluster.finish().await;
+}
+
+/// What it says when it starts on one.
+const FULL: &str = "ERROR the disk is full: nothing is served until there is room*";
+
+async fn started_full() {
+    let disk = SmallDisk::mount("started");
+    let mut cluster = Cluster::builder("disk-started")
+        .controller_state(disk.path())
+        .config("[limits]\ndisk_reserve_bytes = 8388608\n")
+        .expect(&[FULL])
+        .start()
+        .await;
+    let node = StubNode::start(StubOptions {
+        node_id: "s1".to_owned(),
+        controller: cluster.address().to_owned(),
+        allowance: 500,
+    });
+    cluster.control().wait_ready(1).await;
+    let input = Input::chat(2_000, 10, 1);
+    let job = cluster.control().submit(control::spec("started", "/models/stub"), input.jsonl()).await;
+    let before = cluster.control().wait_rows(job.job_id, 500).await;
+
+    cluster.kill_controller().await;
+    let ballast = disk.fill();
+    // Asked to stop while it waits, it does.
+    cluster.spawn_controller();
+    wait::eventually("the controller to say that it waits", wait::SOON, async || {
+        let told = logs::matching(&cluster.path().join("logs"), FULL);
+        if told.is_empty() { Err("it has said nothing".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert!(cluster.control().try_status().await.is_err(), "without its ledger it must not serve");
+    cluster.stop_controller().await;
+
+    cluster.spawn_controller();
+    node.allow(u64::MAX);
+    fs::remove_file(ballast).expect("the ballast can be removed");
+    cluster.wait_served().await;
+    let done = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    assert!(rows_done(&done) >= rows_done(&before), "{}", sketch(&done));
+    assert_eq!(cluster.answers(&done, &input).succeeded(), 2_000);
+    cluster.finish().await;
+    drop(node);
 }
 
 /// A file system of its own, of a size that can be filled.

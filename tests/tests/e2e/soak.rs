@@ -225,12 +225,7 @@ impl Soak {
 
     /// A full disk refuses jobs, so that is mended first.
     async fn submit(&mut self, name: &str, mode: Mode, input: &Input) -> Job {
-        let is_disk = |broken: &Broken| matches!(broken, Broken::Disk(_));
-        let (full, left) =
-            std::mem::take(&mut self.broken).into_iter().partition(|(_, broken)| is_disk(broken));
-        self.broken = full;
-        self.mend(|_| true).await;
-        self.broken = left;
+        self.make_room().await;
         let asked = JobSpec { mode: mode.into(), ..spec(name) };
         self.cluster.control().submit(asked, input.jsonl()).await
     }
@@ -254,6 +249,16 @@ impl Soak {
         let answers = self.cluster.answers(job, input);
         assert_eq!(answers.succeeded(), input.len(), "every row of j{} is answered once", job.job_id);
         answers.assert_same_as(undisturbed);
+    }
+
+    /// Mends the full disk, whether or not it is time.
+    async fn make_room(&mut self) {
+        let is_disk = |broken: &Broken| matches!(broken, Broken::Disk(_));
+        let (full, left) =
+            std::mem::take(&mut self.broken).into_iter().partition(|(_, broken)| is_disk(broken));
+        self.broken = full;
+        self.mend(|_| true).await;
+        self.broken = left;
     }
 
     /// Mends what it is time for.
@@ -324,7 +329,10 @@ impl Soak {
             }
             "controller killed" if is_early => {
                 self.cluster.kill_controller().await;
-                self.cluster.start_controller().await;
+                self.cluster.spawn_controller();
+                // On a full disk it waits for room.
+                self.make_room().await;
+                self.cluster.wait_served().await;
             }
             _ => return,
         }

@@ -148,6 +148,8 @@ async fn cut_off() {
     cluster.stop_controller().await;
     cluster.set_zone("<+12>-12");
     cluster.start_controller().await;
+    // Of a node that has not come back yet it is not known what runs there.
+    cluster.control().wait_ready(1).await;
     let waiting = cluster
         .control()
         .wait_job(job.job_id, "its window closed and its worker gone", wait::SOON, |job| {
