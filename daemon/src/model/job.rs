@@ -159,7 +159,7 @@ pub struct JobRecord {
 }
 
 /// A row that was being generated when workers crashed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RowCrashes {
     /// Which.
     pub row: RowIx,
@@ -167,9 +167,23 @@ pub struct RowCrashes {
     pub crashes: u32,
     /// Stands for the error of the last one.
     pub cause: u32,
-    /// At how many of them it was alone.
+    /// Those of them at which it was alone, and since which it got no further.
     #[serde(default)]
-    pub alone: u32,
+    pub alone_at: Vec<AloneAt>,
+    /// How many of its tokens were known at the last of these.
+    #[serde(default)]
+    pub alone_tokens: u64,
+}
+
+/// Crashes of one kind on one node, at which a row was alone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AloneAt {
+    /// Where.
+    pub node: NodeId,
+    /// Stands for the error.
+    pub kind: u32,
+    /// How often.
+    pub crashes: u32,
 }
 
 /// Bytes of a row's line for a token of its prompt, at the least. English has four or five, languages of three bytes a

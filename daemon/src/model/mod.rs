@@ -26,8 +26,8 @@ pub use forecast::{Forecast, Obstacle, Outlook, Pacing, forecast};
 pub use ids::{Epoch, JobId, NodeId, ParseJobIdError, RowIx, WorkerKey};
 pub use incident::{Fault, Incident};
 pub use job::{
-    JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes, RowLengths,
-    last_part,
+    AloneAt, JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes,
+    RowLengths, last_part,
 };
 pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, Pace, Way};
 pub use link::{Backend, Link, LinkEnd, LinkKind};

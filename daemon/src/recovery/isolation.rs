@@ -4,8 +4,12 @@
 //! at the most crashes together, to a worker that has nothing else. If it crashes, the culprit is in that half; if it does
 //! not, the half is done and the rest is tried. So with `batch` rows in work at the first crash, a culprit is alone, and
 //! known, after ⌈log2(batch)⌉ + 2 crashes at most. A row that was alone at a crash, and in work at three, fails with its
-//! evidence, and whoever was suspected with it goes free. A row that a machine's own troubles hit again and again is not
-//! taken for a culprit as long as the errors differ.
+//! evidence, and whoever was suspected with it goes free.
+//!
+//! A row that a machine's own troubles hit again and again is no culprit. GPU faults, memory that runs out, and errors
+//! that differ may be such troubles, so they condemn a row only when it is stuck: when it was alone at two of one kind on
+//! each of two nodes, or at six wherever there is, and got no token further meanwhile. A row that gets further each time ends
+//! by itself.
 //!
 //! How often a row was in work at a crash is kept in the job's record: a restarted controller goes on with the search.
 
@@ -17,7 +21,7 @@ use super::{
     machine::Machine,
     state::Job,
 };
-use crate::model::{Fault, NodeId, RowCrashes, RowIx, RowSet, Severity, WorkerKey};
+use crate::model::{AloneAt, Fault, NodeId, RowCrashes, RowIx, RowSet, Severity, WorkerKey};
 
 /// Crashes at which a row was in work before it is handed out apart from the others.
 const SUSPECT_CRASHES: u32 = 2;
@@ -25,9 +29,21 @@ const SUSPECT_CRASHES: u32 = 2;
 /// Crashes at which a row was in work, the last of them alone, before it fails.
 const CULPRIT_CRASHES: u32 = 3;
 
-/// The same where the last two errors differ: then it may be the machine's doing, and the row must have been alone at three of
-/// them.
+/// The same where the last two errors differ: then it may be the machine's doing.
 const CULPRIT_CRASHES_IN_DOUBT: u32 = 6;
+
+/// Nodes on which a row in doubt must have been alone and stuck at crashes of one kind: the troubles of one machine stay on it.
+const CULPRIT_NODES_IN_DOUBT: usize = 2;
+
+/// At how many on each of them: one may be chance.
+const CULPRIT_ALONE_PER_NODE: u32 = 2;
+
+/// Crashes at which a row was alone and stuck that are enough wherever and of whatever kind: there may be one node only.
+const CULPRIT_ALONE_ANYWHERE: u32 = 6;
+
+/// Crashes after which a row that is alone fails even if it got further each time. Each costs a start of a worker, half a minute
+/// to some minutes, and the others wait for them.
+const CULPRIT_CRASHES_AT_MOST: u32 = 24;
 
 /// Rows whose crashes are counted, of one job: some hundred crashes of large batches. Past it, those seen least are
 /// forgotten.
@@ -37,14 +53,26 @@ const MOST_COUNTED: usize = 4_096;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Crashes(BTreeMap<RowIx, Seen>);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Seen {
     crashes: u32,
     cause: u32,
     /// Whether the crash before the last had the same cause.
     again: bool,
-    /// At how many of them it was alone.
-    alone: u32,
+    /// Those of them at which it was alone, and since which it got no further. At [`CULPRIT_ALONE_ANYWHERE`] it fails, so
+    /// there are no more.
+    alone: Vec<AloneAt>,
+    /// How many of its tokens were known at the last of these.
+    alone_tokens: u64,
+}
+
+/// What a crash looks like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cause {
+    /// The same for errors that differ in numbers only.
+    kind: u32,
+    /// Like `kind`, but never the same twice for errors that can be the machine's own doing, whatever row is in work.
+    sure: u32,
 }
 
 /// What a crash tells.
@@ -61,16 +89,16 @@ pub(super) enum Finding {
 impl Crashes {
     pub(super) fn from_record(counted: &[RowCrashes]) -> Self {
         let seen = |counted: &RowCrashes| {
-            let RowCrashes { row, crashes, cause, alone } = *counted;
-            (row, Seen { crashes, cause, again: false, alone })
+            let RowCrashes { row, crashes, cause, alone_at, alone_tokens } = counted.clone();
+            (row, Seen { crashes, cause, again: false, alone: alone_at, alone_tokens })
         };
         Self(counted.iter().take(MOST_COUNTED).map(seen).collect())
     }
 
     pub(super) fn to_record(&self) -> Vec<RowCrashes> {
         let counted = |(row, seen): (&RowIx, &Seen)| {
-            let Seen { crashes, cause, alone, .. } = *seen;
-            RowCrashes { row: *row, crashes, cause, alone }
+            let Seen { crashes, cause, alone, alone_tokens, .. } = seen.clone();
+            RowCrashes { row: *row, crashes, cause, alone_at: alone, alone_tokens }
         };
         self.0.iter().map(counted).collect()
     }
@@ -98,15 +126,23 @@ impl Crashes {
         self.0.retain(|row, _| !done.contains(*row));
     }
 
-    /// A worker crashed with these rows in work.
-    pub(super) fn note(&mut self, in_work: &[RowIx], cause: u32) -> Finding {
+    /// A worker on this node crashed with these rows in work, of which so many tokens are known.
+    fn note(
+        &mut self,
+        in_work: &[RowIx],
+        node: &NodeId,
+        cause: Cause,
+        tokens: impl Fn(RowIx) -> u64,
+    ) -> Finding {
         let on_trial = !in_work.is_empty() && in_work.iter().all(|row| self.is_suspect(*row));
         for row in in_work {
             let seen = self.0.entry(*row).or_default();
             seen.crashes += 1;
-            seen.again = seen.cause == cause;
-            seen.cause = cause;
-            seen.alone += u32::from(in_work.len() == 1);
+            seen.again = seen.cause == cause.sure;
+            seen.cause = cause.sure;
+            if in_work.len() == 1 {
+                seen.note_alone(node, cause.kind, tokens(*row));
+            }
         }
         while self.0.len() > MOST_COUNTED {
             let least = self.0.iter().min_by_key(|(_, seen)| seen.crashes).map(|(row, _)| *row);
@@ -135,21 +171,43 @@ impl Crashes {
 
 impl Seen {
     fn is_a_culprit(&self) -> bool {
-        match self.again {
-            true => self.crashes >= CULPRIT_CRASHES,
-            false => self.crashes >= CULPRIT_CRASHES_IN_DOUBT && self.alone >= CULPRIT_CRASHES,
+        if self.again {
+            return self.crashes >= CULPRIT_CRASHES;
+        }
+        let alone: u32 = self.alone.iter().map(|at| at.crashes).sum();
+        let is_stuck =
+            alone >= CULPRIT_ALONE_ANYWHERE || self.most_nodes_of_a_kind() >= CULPRIT_NODES_IN_DOUBT;
+        (self.crashes >= CULPRIT_CRASHES_IN_DOUBT && is_stuck) || self.crashes >= CULPRIT_CRASHES_AT_MOST
+    }
+
+    /// Nodes on which it was alone more than once, of the kind of crash for which they are the most.
+    fn most_nodes_of_a_kind(&self) -> usize {
+        let again = || self.alone.iter().filter(|at| at.crashes >= CULPRIT_ALONE_PER_NODE);
+        again().map(|at| again().filter(|other| other.kind == at.kind).count()).max().unwrap_or(0)
+    }
+
+    fn note_alone(&mut self, node: &NodeId, kind: u32, tokens: u64) {
+        if tokens > self.alone_tokens {
+            self.alone.clear();
+        }
+        self.alone_tokens = tokens;
+        match self.alone.iter_mut().find(|at| at.kind == kind && at.node == *node) {
+            Some(at) => at.crashes += 1,
+            None => self.alone.push(AloneAt { node: node.clone(), kind, crashes: 1 }),
         }
     }
 }
 
-/// Stands for an error: the same for texts that differ in numbers only. A GPU that fails and memory that runs out can be the
-/// machine's own doing, whatever row is in work, so two of these are never the same.
-fn cause_of(exit: &WorkerExit) -> u32 {
-    let mut words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
-    if matches!(exit.class, ExitClass::GpuFault | ExitClass::OutOfMemory) {
-        words.push_str(&exit.worker.epoch.to_string());
+impl Cause {
+    fn of(exit: &WorkerExit) -> Self {
+        let words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
+        let mut words = format!("{:?} {words}", exit.class);
+        let kind = crc32fast::hash(words.as_bytes());
+        if matches!(exit.class, ExitClass::GpuFault | ExitClass::OutOfMemory) {
+            words.push_str(&exit.worker.epoch.to_string());
+        }
+        Self { kind, sure: crc32fast::hash(words.as_bytes()) }
     }
-    crc32fast::hash(format!("{:?} {words}", exit.class).as_bytes())
 }
 
 impl Job {
@@ -222,7 +280,8 @@ impl Machine {
             row.0 < job.record.rows_total && !job.done.contains(**row) && !job.leases.contains_key(row)
         };
         let in_work: Vec<RowIx> = in_work.iter().filter(is_open).copied().collect();
-        let finding = job.crashes.note(&in_work, cause_of(exit));
+        let tokens = |row| job.checkpoints.get(&row).map_or(0, |checkpoint| checkpoint.tokens.len() as u64);
+        let finding = job.crashes.note(&in_work, node, Cause::of(exit), tokens);
         job.record.crashes = job.crashes.to_record();
         match finding {
             Finding::Culprit(row) => self.condemn(now, node, row, exit),
@@ -287,6 +346,32 @@ mod tests {
         true
     }
 
+    /// No row has got anywhere.
+    fn none(_: RowIx) -> u64 {
+        0
+    }
+
+    /// An error that leaves no doubt when it comes again.
+    fn sure(cause: u32) -> Cause {
+        Cause { kind: cause, sure: cause }
+    }
+
+    /// The kind of error that may be the machine's doing: never the same twice.
+    fn doubtful(kind: u32, number: u32) -> Cause {
+        Cause { kind, sure: kind * 1_000 + number }
+    }
+
+    fn n(number: u32) -> NodeId {
+        NodeId::from(format!("n{number}").as_str())
+    }
+
+    /// Crashes of one row that is alone, of these kinds on these nodes in this order, until it is condemned.
+    fn alone_until_condemned(crashes: &mut Crashes, kinds_and_nodes: &[(u32, u32)]) -> Option<usize> {
+        kinds_and_nodes.iter().zip(1..).position(|((kind, node), number)| {
+            crashes.note(&[RowIx(3)], &n(*node), doubtful(*kind, number), none) == Finding::Culprit(RowIx(3))
+        })
+    }
+
     /// Plays a search with `batch` rows in work at once, of which `culprit` ends its worker; returns the crashes it took.
     fn crashes_until_found(batch: u32, culprit: u32, rows: u32) -> u32 {
         let mut crashes = Crashes::default();
@@ -307,7 +392,7 @@ mod tests {
                 continue;
             }
             count += 1;
-            if let Finding::Culprit(found) = crashes.note(&in_work, 1) {
+            if let Finding::Culprit(found) = crashes.note(&in_work, &n(1), sure(1), none) {
                 assert_eq!(found, RowIx(culprit), "an innocent row was condemned");
                 return count;
             }
@@ -328,26 +413,66 @@ mod tests {
     fn alone_from_the_start_it_is_known_at_two_crashes_and_fails_at_the_third() {
         assert_eq!(crashes_until_found(1, 3, 9), 3);
         let mut crashes = Crashes::default();
-        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Nothing);
-        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Nothing);
-        assert_eq!(crashes.note(&[RowIx(3)], 1), Finding::Culprit(RowIx(3)));
+        assert_eq!(crashes.note(&[RowIx(3)], &n(1), sure(1), none), Finding::Nothing);
+        assert_eq!(crashes.note(&[RowIx(3)], &n(1), sure(1), none), Finding::Nothing);
+        assert_eq!(crashes.note(&[RowIx(3)], &n(1), sure(1), none), Finding::Culprit(RowIx(3)));
     }
 
     #[test]
     fn a_row_hit_by_ever_new_errors_is_given_more_tries() {
         let mut crashes = Crashes::default();
-        for cause in 1..6 {
-            assert_eq!(
-                crashes.note(&[RowIx(3)], cause),
-                if cause < 3 { Finding::Nothing } else { Finding::Narrowed(1) }
-            );
-        }
-        assert_eq!(crashes.note(&[RowIx(3)], 6), Finding::Culprit(RowIx(3)), "it ends at some time");
+        let ever_new = [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)];
+        assert_eq!(alone_until_condemned(&mut crashes, &ever_new), Some(5), "it ends at some time");
         let mut crashes = Crashes::default();
         for cause in [1, 2, 3] {
-            assert_ne!(crashes.note(&[RowIx(3)], cause), Finding::Culprit(RowIx(3)));
+            assert_ne!(crashes.note(&[RowIx(3)], &n(1), sure(cause), none), Finding::Culprit(RowIx(3)));
         }
-        assert_eq!(crashes.note(&[RowIx(3)], 3), Finding::Culprit(RowIx(3)), "the same error again");
+        assert_eq!(
+            crashes.note(&[RowIx(3)], &n(1), sure(3), none),
+            Finding::Culprit(RowIx(3)),
+            "the same error again"
+        );
+    }
+
+    #[test]
+    fn what_may_be_a_machines_doing_condemns_a_row_on_two_machines_only() {
+        const GPU: u32 = 1;
+        const MEMORY: u32 = 2;
+        let after_two_with_others = || {
+            let mut crashes = Crashes::default();
+            for number in 90..92 {
+                crashes.note(&[RowIx(3), RowIx(4)], &n(1), doubtful(GPU, number), none);
+            }
+            crashes
+        };
+        let condemned = |row: &[(u32, u32)]| alone_until_condemned(&mut after_two_with_others(), row);
+        assert_eq!(condemned(&[(GPU, 1), (GPU, 1), (GPU, 2), (GPU, 2)]), Some(3), "two on each of two nodes");
+        assert_eq!(condemned(&[(GPU, 1), (GPU, 2), (GPU, 1), (GPU, 2)]), Some(3), "in whatever order");
+        assert_eq!(condemned(&[(GPU, 1), (GPU, 1), (GPU, 1), (GPU, 2), (MEMORY, 2)]), None);
+        assert_eq!(condemned(&[(GPU, 1), (GPU, 1), (MEMORY, 2), (MEMORY, 2)]), None, "each node has its own");
+        assert_eq!(condemned(&[(GPU, 1), (GPU, 2), (GPU, 3), (GPU, 4)]), None, "one on each may be chance");
+        assert_eq!(condemned(&[(GPU, 1); 6]), Some(5), "the night must end where there is one node");
+    }
+
+    #[test]
+    fn a_row_that_gets_further_each_time_is_not_stuck_and_still_ends() {
+        let mut crashes = Crashes::default();
+        let mut note = |node, number, tokens| {
+            crashes.note(&[RowIx(3)], &n(node), doubtful(1, number), |_| tokens) == Finding::Culprit(RowIx(3))
+        };
+        for number in 1..=7 {
+            assert!(!note(number % 2, number, u64::from(number) * 100), "it got further at crash {number}");
+        }
+        // Here it stays.
+        assert!(!note(1, 8, 700));
+        assert!(!note(0, 9, 700));
+        assert!(note(0, 10, 700), "two on each of two nodes, at the same token");
+        let mut crashes = Crashes::default();
+        let found = (1..100).position(|number| {
+            let finding = crashes.note(&[RowIx(3)], &n(1), doubtful(1, number), |_| u64::from(number));
+            finding == Finding::Culprit(RowIx(3))
+        });
+        assert_eq!(found, Some(23), "a token further each time is no way to spend a night");
     }
 
     #[test]
@@ -362,10 +487,16 @@ mod tests {
             killed_while_loaded: false,
             quiet_ms: None,
         };
-        let one = cause_of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
-        assert_eq!(one, cause_of(&exit(ExitClass::Crashed, "at 0x9 row 77")));
-        assert_ne!(one, cause_of(&exit(ExitClass::Crashed, "elsewhere")));
-        assert_ne!(one, cause_of(&exit(ExitClass::GpuFault, "at 0x12 row 3")));
+        let one = Cause::of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
+        assert_eq!(one, Cause::of(&exit(ExitClass::Crashed, "at 0x9 row 77")));
+        assert_ne!(one.kind, Cause::of(&exit(ExitClass::Crashed, "elsewhere")).kind);
+        assert_ne!(one.sure, Cause::of(&exit(ExitClass::Crashed, "elsewhere")).sure);
+        let gpu = exit(ExitClass::GpuFault, "at 0x12 row 3");
+        assert_ne!(one.kind, Cause::of(&gpu).kind);
+        let mut next = gpu.clone();
+        next.worker.epoch = crate::model::Epoch(2);
+        assert_eq!(Cause::of(&gpu).kind, Cause::of(&next).kind);
+        assert_ne!(Cause::of(&gpu).sure, Cause::of(&next).sure, "two GPU faults leave a doubt");
     }
 
     #[test]
@@ -373,18 +504,22 @@ mod tests {
         let mut crashes = Crashes::default();
         for batch in 0..50_u32 {
             let in_work: Vec<RowIx> = (batch * 8..batch * 8 + 8).map(RowIx).collect();
-            assert_eq!(crashes.note(&in_work, 1), Finding::Nothing);
+            assert_eq!(crashes.note(&in_work, &n(1), sure(1), none), Finding::Nothing);
             assert!(crashes.trial(all_free).is_empty());
         }
-        assert_eq!(crashes.note(&[], 1), Finding::Nothing, "while loading, no row is to blame");
+        assert_eq!(
+            crashes.note(&[], &n(1), sure(1), none),
+            Finding::Nothing,
+            "while loading, no row is to blame"
+        );
     }
 
     #[test]
     fn a_group_is_tried_in_one_place_at_a_time() {
         let mut crashes = Crashes::default();
         let in_work: Vec<RowIx> = (0..8).map(RowIx).collect();
-        crashes.note(&in_work, 1);
-        crashes.note(&in_work, 1);
+        crashes.note(&in_work, &n(1), sure(1), none);
+        crashes.note(&in_work, &n(1), sure(1), none);
         assert_eq!(crashes.trial(all_free), in_work[..4]);
         assert!(crashes.trial(|row| row != RowIx(0)).is_empty(), "row 0 is on trial elsewhere");
     }
@@ -392,9 +527,9 @@ mod tests {
     #[test]
     fn the_count_is_bounded_and_survives_its_record() {
         let mut crashes = Crashes::default();
-        crashes.note(&[RowIx(1)], 1);
-        crashes.note(&[RowIx(1)], 1);
-        crashes.note(&(10..10_000).map(RowIx).collect::<Vec<_>>(), 1);
+        crashes.note(&[RowIx(1)], &n(1), sure(1), none);
+        crashes.note(&[RowIx(1)], &n(1), sure(1), none);
+        crashes.note(&(10..10_000).map(RowIx).collect::<Vec<_>>(), &n(1), sure(1), none);
         assert_eq!(crashes.0.len(), MOST_COUNTED);
         assert_eq!(crashes.of(RowIx(1)), 2, "those seen least are forgotten first");
         assert_eq!(Crashes::from_record(&crashes.to_record()).to_record(), crashes.to_record());

@@ -98,8 +98,6 @@ pub(crate) struct Night {
     next_strike_ms: u64,
     is_bombarded: bool,
     had_bombardment: bool,
-    /// How often a GPU began to fail again and again.
-    gpu_series: u32,
     /// What is still to strike of a series: when, what, where.
     coming: Vec<(u64, Strike, Option<NodeId>)>,
     /// A row that ends whatever generates it.
@@ -160,7 +158,6 @@ impl Night {
             next_strike_ms: MINUTE_MS,
             is_bombarded: seed % 5 == 4,
             had_bombardment: seed % 5 == 4,
-            gpu_series: 0,
             coming: Vec::new(),
             poison: seed.is_multiple_of(3).then_some((JobId(1), RowIx(3))),
             known: Known::default(),

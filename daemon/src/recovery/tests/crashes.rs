@@ -158,7 +158,8 @@ fn a_row_that_fails_is_not_answered_by_a_late_result_and_waits_for_a_full_disk()
 #[test]
 fn suspects_are_remembered_by_the_next_controller_and_tried_apart() {
     let mut before = record(1, 20);
-    let seen = |row, crashes| RowCrashes { row: RowIx(row), crashes, cause: 7, alone: 0 };
+    let seen =
+        |row, crashes| RowCrashes { row: RowIx(row), crashes, cause: 7, alone_at: vec![], alone_tokens: 0 };
     // The record is older than the answer of row 3.
     before.crashes = vec![seen(3, 2), seen(4, 2), seen(5, 2), seen(6, 1)];
     let mut kit = Kit::new();

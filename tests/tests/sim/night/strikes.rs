@@ -57,7 +57,6 @@ impl Night {
                 agent.end_worker(now_ms, class, &error, 5);
             }
             Strike::GpuSeries => {
-                self.gpu_series += 1;
                 for number in 0..4 {
                     let at = now_ms + number * 90_000;
                     self.coming.push((at, Strike::Exit(ExitClass::GpuFault), Some(id.clone())));
