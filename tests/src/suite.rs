@@ -20,6 +20,12 @@ const CASE_LIMIT: Duration = Duration::from_secs(900);
 /// A round of kills takes ten seconds on an idle machine; on a busy one, some of them four times as long.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
 
+/// The jobs that a soak has begun are played to their ends after it, and other cases of the same run wait for it.
+const SOAK_LIMIT_PER_SECOND: Duration = Duration::from_secs(2);
+
+/// The whole matrix takes an hour on an idle machine, and its last arena waits for all others.
+const MATRIX_LIMIT: Duration = Duration::from_secs(4 * 3600);
+
 /// What a case needs of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
@@ -84,10 +90,15 @@ pub fn run(cases: Vec<Case>) -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Longer where more rounds of kills are asked for.
+/// Longer where more was asked for: more rounds of kills, a longer soak, the whole matrix. Cases that wait for one another wait
+/// within their limits.
 fn case_limit() -> Duration {
-    let rounds = env::var("NIGHTSHIFT_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    CASE_LIMIT.max(ROUND_LIMIT.saturating_mul(rounds))
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+    let kills = ROUND_LIMIT.saturating_mul(number("NIGHTSHIFT_KILL_ROUNDS"));
+    let soak = SOAK_LIMIT_PER_SECOND.saturating_mul(number("NIGHTSHIFT_SOAK_S"));
+    let is_whole = env::var("NIGHTSHIFT_MATRIX").is_ok_and(|what| what == "all");
+    let matrix = if is_whole { MATRIX_LIMIT } else { Duration::ZERO };
+    CASE_LIMIT + kills + soak + matrix
 }
 
 fn trial(case: Case) -> Trial {
