@@ -410,6 +410,23 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_suspects_from_their_second_crash_on_and_a_trial_narrows_them_down() {
+        let mut crashes = Crashes::default();
+        let four: Vec<RowIx> = (0..4).map(RowIx).collect();
+        assert_eq!(crashes.note(&four, &n(1), sure(1), none), Finding::Nothing);
+        assert!(!crashes.is_suspect(RowIx(0)) && crashes.suspects().next().is_none());
+        assert_eq!(
+            crashes.note(&four, &n(1), sure(1), none),
+            Finding::Nothing,
+            "others may have been in work"
+        );
+        assert!(crashes.is_suspect(RowIx(0)) && crashes.suspects().eq(four.iter().map(|row| (*row, 2))));
+        let trial = crashes.trial(all_free);
+        assert_eq!(trial, four[..2]);
+        assert_eq!(crashes.note(&trial, &n(1), sure(1), none), Finding::Narrowed(2));
+    }
+
+    #[test]
     fn alone_from_the_start_it_is_known_at_two_crashes_and_fails_at_the_third() {
         assert_eq!(crashes_until_found(1, 3, 9), 3);
         let mut crashes = Crashes::default();
@@ -452,6 +469,8 @@ mod tests {
         assert_eq!(condemned(&[(GPU, 1), (GPU, 1), (MEMORY, 2), (MEMORY, 2)]), None, "each node has its own");
         assert_eq!(condemned(&[(GPU, 1), (GPU, 2), (GPU, 3), (GPU, 4)]), None, "one on each may be chance");
         assert_eq!(condemned(&[(GPU, 1); 6]), Some(5), "the night must end where there is one node");
+        let alone_from_the_start = [(GPU, 1), (GPU, 1), (GPU, 2), (GPU, 2), (GPU, 2), (GPU, 2)];
+        assert_eq!(alone_until_condemned(&mut Crashes::default(), &alone_from_the_start), Some(5));
     }
 
     #[test]

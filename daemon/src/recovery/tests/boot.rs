@@ -121,3 +121,47 @@ fn a_node_without_rdma_starts_is_planned_over_tcp_and_takes_work() {
     assert_eq!(started(&effects).len(), 2);
     assert_eq!(kit.machine.job(JobId(1)).unwrap().rung().unwrap().backend.unwrap().word(), "ring");
 }
+
+/// What only a restart brings back on one machine is over when that machine was restarted, and with nothing else.
+#[test]
+fn a_restart_ends_the_need_of_that_machine_and_no_other_incident() {
+    let mut kit = Kit::new();
+    let (a, _) = kit.connect("a");
+    kit.connect("b");
+    // A trouble of a's of another kind: nobody goes on with the job.
+    let (node, worker) = started(&kit.tell(Event::JobAccepted(record(1, 50))))[0].clone();
+    kit.exit(&node, worker, ExitClass::Signalled);
+    let limit = Policy::default().stranded_bytes;
+    let lost =
+        |bytes| BootFacts { kills_while_loaded: 1, stranded_bytes: Some(bytes), ..BootFacts::default() };
+    let _ = observe(&mut kit, "a", lost(limit - 1));
+    assert_eq!(needs(&kit).len(), 0, "as much as that comes and goes");
+    for node in ["a", "b"] {
+        let _ = observe(&mut kit, node, lost(limit));
+    }
+    kit.wait(6_000, &[("a", a)]);
+    let open = |kit: &Kit| {
+        let open = kit.machine.incidents().filter(|incident| incident.closed_unix_ms.is_none());
+        let mut open: Vec<_> =
+            open.map(|incident| (incident.fault, incident.node.clone().unwrap().to_string())).collect();
+        open.sort_by_key(|(fault, node)| (fault.word(), node.clone()));
+        open
+    };
+    let named = |fault, node: &str| (fault, node.to_owned());
+    let (on_a, on_b) = (named(Fault::NeedsReboot, "a"), named(Fault::NeedsReboot, "b"));
+    let others = [named(Fault::NodeSilent, "b"), named(Fault::WorkerExited, "a")];
+    let open_beside = |needs: &[&(Fault, String)]| {
+        [needs.iter().map(|need| (*need).clone()).collect(), others.to_vec()].concat()
+    };
+    assert_eq!(open(&kit), open_beside(&[&on_a, &on_b]));
+    let _ = observe(&mut kit, "a", lost(0));
+    assert_eq!(open(&kit), open_beside(&[&on_b]), "the kernel was slow: it came back by itself");
+    let _ = observe(&mut kit, "a", lost(limit));
+    assert_eq!(open(&kit), open_beside(&[&on_a, &on_b]));
+
+    let restarted =
+        NodeFacts { boot_id: "boot-2".to_owned(), ..kit.machines.get("a").cloned().unwrap_or_default() };
+    let hello = Event::Hello { node: "a".into(), session: SessionId(99), facts: restarted, workers: vec![] };
+    kit.tell(hello);
+    assert_eq!(open(&kit), open_beside(&[&on_b]));
+}

@@ -184,6 +184,100 @@ fn suspects_are_remembered_by_the_next_controller_and_tried_apart() {
 }
 
 #[test]
+fn a_worker_with_rows_on_trial_gets_no_others_and_the_other_workers_do() {
+    let mut before = record(1, 40);
+    let seen = |row| RowCrashes { row: RowIx(row), crashes: 2, cause: 7, alone_at: vec![], alone_tokens: 0 };
+    before.crashes = vec![seen(4), seen(5)];
+    let mut kit = Kit::new();
+    kit.tell(Event::Started {
+        jobs: vec![replayed(before, &[])],
+        nodes: vec![],
+        repairs: vec![],
+        remains: vec![],
+    });
+    let (a, mut effects) = kit.connect("a");
+    let (b, more) = kit.connect("b");
+    effects.extend(more);
+    effects.extend(kit.wait(16_000, &[("a", a), ("b", b)]));
+    let workers = started(&effects);
+    let worker = |node: &str| workers.iter().find(|(name, _)| name == node).unwrap().1;
+    let effects = kit.ready("a", worker("a"));
+    let trial = granted(&effects, "a");
+    assert_eq!(rows(&trial), [4]);
+    let effects = kit.ready("b", worker("b"));
+    let others = granted(&effects, "b");
+    assert!(others.len() > 2 && !rows(&others).contains(&4) && !rows(&others).contains(&5), "{others:?}");
+
+    // b goes on, and a is left with its one.
+    for (grant, seq) in others.iter().zip(1..).take(3) {
+        kit.result("b", b, worker("b"), *grant);
+        let effects = kit.committed("b", worker("b"), *grant, seq);
+        assert_eq!(granted(&effects, "a"), []);
+        assert_eq!(granted(&effects, "b").len(), 1);
+    }
+    kit.result("a", a, worker("a"), trial[0]);
+    let effects = kit.committed("a", worker("a"), trial[0], 1);
+    assert_eq!(rows(&granted(&effects, "a")), [5]);
+}
+
+/// Of what was in work at a crash, rows that others hold meanwhile, that are done, or that are none, have nothing to do
+/// with it.
+#[test]
+fn a_crash_accuses_only_rows_that_are_still_its_worker_s() {
+    let (mut kit, [(session, worker, mine), (_, _, others)]) = two_at_work(40);
+    kit.result("a", session, worker, mine[0]);
+    kit.committed("a", worker, mine[0], 1);
+    let in_work = [mine[0].row.0, mine[1].row.0, others[0].row.0, 39, 40, 4_000_000];
+    assert!(!rows(&mine).contains(&39) && !rows(&others).contains(&39));
+    crash(&mut kit, "a", worker, ExitClass::Crashed, &in_work);
+    let seen: Vec<u32> = kit.job(1).record.crashes.iter().map(|seen| seen.row.0).collect();
+    assert_eq!(seen, [mine[1].row.0, 39]);
+}
+
+#[test]
+fn a_worker_that_hangs_accuses_its_rows_however_it_ends() {
+    let mut kit = Kit::new();
+    let (session, _) = kit.connect("a");
+    let effects = kit.tell(Event::JobAccepted(record(1, 20)));
+    let worker = started(&effects)[0].1;
+    kit.ready("a", worker);
+    let effects = kit.wait(400_000, &[("a", session)]);
+    assert!(events(&effects).contains(&"worker-silent"), "{effects:?}");
+    crash(&mut kit, "a", worker, ExitClass::Killed, &[0, 3]);
+    let seen: Vec<u32> = kit.job(1).record.crashes.iter().map(|seen| seen.row.0).collect();
+    assert_eq!(seen, [0, 3]);
+}
+
+#[test]
+fn a_condemned_row_is_out_of_work_at_once_and_its_incident_ends_no_other() {
+    let (mut kit, [(a, mut worker, mine), (b, on_b, _)]) = two_at_work(40);
+    let poison = mine[1].row;
+    for _ in 0..2 {
+        crash(&mut kit, "a", worker, ExitClass::Crashed, &[poison.0]);
+        worker = started(&kit.wait(3_000, &[("a", a), ("b", b)]))[0].1;
+        let effects = kit.ready("a", worker);
+        assert!(rows(&granted(&effects, "a")).contains(&poison.0));
+    }
+    // A trouble of b's own, which is not over.
+    crash(&mut kit, "b", on_b, ExitClass::Signalled, &[]);
+    let effects = crash(&mut kit, "a", worker, ExitClass::Crashed, &[poison.0]);
+    assert_eq!(failed_rows(&effects)[0].0, poison);
+    let of = |fault| kit.machine.incidents().filter(move |incident| incident.fault == fault);
+    let [condemned] = of(Fault::PoisonRow).collect::<Vec<_>>()[..] else { panic!("one row is condemned") };
+    assert_eq!(condemned.closed_unix_ms, Some(kit.now.unix_ms), "all that could be done is done");
+    let of_b = of(Fault::WorkerExited).find(|incident| incident.node == Some("b".into())).unwrap();
+    assert_eq!(of_b.closed_unix_ms, None);
+
+    // Its error is not stored yet.
+    let mut effects = kit.wait(10_000, &[("a", a), ("b", b)]);
+    for (node, worker) in started(&effects) {
+        effects.extend(kit.ready(&node, worker));
+    }
+    let handed_out = [rows(&granted(&effects, "a")), rows(&granted(&effects, "b"))].concat();
+    assert!(!handed_out.is_empty() && !handed_out.contains(&poison.0), "{handed_out:?}");
+}
+
+#[test]
 fn ends_from_outside_accuse_no_row() {
     for class in [
         ExitClass::Signalled,

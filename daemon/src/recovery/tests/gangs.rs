@@ -432,32 +432,35 @@ fn a_rank_that_lost_the_one_on_a_silent_node_is_no_fault_of_its_own() {
     assert_eq!((incident.fault, incident.rows_requeued), (Fault::NodeSilent, rows.len() as u64));
 }
 
+/// Rows that are suspected after a gang's ranks have ended in this order, with rows 2 and 5 in work: rank and class.
+fn suspected_after(ends: [(usize, ExitClass); 2]) -> Vec<(u32, u32)> {
+    let (mut kit, _, ranks, _) = at_work();
+    for (rank, class) in ends {
+        let exit = WorkerExit {
+            worker: ranks[rank].1,
+            class,
+            status: "exited with status 1".to_owned(),
+            first_error: "it broke".to_owned(),
+            log_tail: vec![],
+            started_rows: if rank == 0 { vec![RowIx(2), RowIx(5)] } else { vec![] },
+            killed_while_loaded: false,
+            quiet_ms: None,
+        };
+        kit.tell(Event::WorkerExited { node: ranks[rank].0.as_str().into(), exit });
+    }
+    kit.job(1).record.crashes.iter().map(|seen| (seen.row.0, seen.crashes)).collect()
+}
+
 /// Rank 0 tells first that it lost another, and which rows were in work; that other one crashed over one of them.
 #[test]
 fn a_row_that_ends_another_rank_is_suspected_whichever_is_heard_first() {
-    for rank_0_first in [true, false] {
-        let (mut kit, _, ranks, _) = at_work();
-        let end = |kit: &mut Kit, rank: usize, class, rows: &[u32]| {
-            let exit = WorkerExit {
-                worker: ranks[rank].1,
-                class,
-                status: "exited with status 1".to_owned(),
-                first_error: "it broke".to_owned(),
-                log_tail: vec![],
-                started_rows: rows.iter().copied().map(RowIx).collect(),
-                killed_while_loaded: false,
-                quiet_ms: None,
-            };
-            kit.tell(Event::WorkerExited { node: ranks[rank].0.as_str().into(), exit })
-        };
-        if rank_0_first {
-            end(&mut kit, 0, ExitClass::LinkFault, &[2, 5]);
-            end(&mut kit, 1, ExitClass::Crashed, &[]);
-        } else {
-            end(&mut kit, 1, ExitClass::Crashed, &[]);
-            end(&mut kit, 0, ExitClass::LinkFault, &[2, 5]);
-        }
-        let seen = kit.job(1).record.crashes.iter().map(|seen| (seen.row.0, seen.crashes));
-        assert_eq!(seen.collect::<Vec<_>>(), [(2, 1), (5, 1)], "rank 0 first: {rank_0_first}");
-    }
+    use ExitClass::{Crashed, LinkFault, Orderly, Signalled};
+    let both = [(2, 1), (5, 1)];
+    assert_eq!(suspected_after([(0, LinkFault), (1, Crashed)]), both);
+    assert_eq!(suspected_after([(1, Crashed), (0, LinkFault)]), both);
+    assert_eq!(suspected_after([(0, Crashed), (1, Crashed)]), both, "once for a gang");
+    assert_eq!(suspected_after([(1, Signalled), (0, LinkFault)]), [], "it was killed from outside");
+    assert_eq!(suspected_after([(0, LinkFault), (1, Signalled)]), []);
+    assert_eq!(suspected_after([(1, Signalled), (0, Crashed)]), [], "it broke over the end of the other");
+    assert_eq!(suspected_after([(1, Orderly), (0, LinkFault)]), []);
 }
