@@ -272,3 +272,40 @@ pub(super) fn limited(settings: WorkerSettings, limits: Limits) -> WorkerSetting
         ..settings
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+    use crate::model::{LinkEnd, LinkKind};
+
+    /// A link between each two of these, which are in order of name.
+    fn full_mesh(names: &[&str]) -> Vec<Link> {
+        let end = |name: &str| LinkEnd {
+            node: name.into(),
+            interface: "en5".to_owned(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            rdma_device: None,
+        };
+        let pairs =
+            names.iter().enumerate().flat_map(|(index, a)| names[index + 1..].iter().map(move |b| (a, b)));
+        pairs.map(|(a, b)| Link { a: end(a), b: end(b), kind: LinkKind::Network }).collect()
+    }
+
+    #[test]
+    fn a_gang_uses_the_links_of_neighbours_and_of_rank_0_and_over_jaccl_all() {
+        let ranks: Vec<NodeId> = ["c", "a", "e", "b", "d"].into_iter().map(NodeId::from).collect();
+        let ranks: Vec<&NodeId> = ranks.iter().collect();
+        let used = |backend| {
+            let links = full_mesh(&["a", "b", "c", "d", "e", "not of it"]);
+            let gang = GangRecord::new(backend, &ranks, Vec::new(), &links);
+            gang.links.iter().map(|link| format!("{}{}", link.a.node, link.b.node)).collect::<Vec<_>>()
+        };
+        // The ring is c a e b d.
+        let of_ring = ["ac", "ae", "bc", "bd", "be", "cd", "ce"];
+        assert_eq!(used(Backend::Ring), of_ring);
+        assert_eq!(used(Backend::JacclRing), of_ring);
+        assert_eq!(used(Backend::Jaccl), ["ab", "ac", "ad", "ae", "bc", "bd", "be", "cd", "ce", "de"]);
+    }
+}

@@ -3,6 +3,7 @@
 mod boot;
 mod costs;
 mod crashes;
+mod exits;
 mod explain;
 mod gangs;
 mod kit;

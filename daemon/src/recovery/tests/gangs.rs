@@ -353,7 +353,7 @@ fn a_restarted_controller_adopts_a_whole_gang_and_ends_a_half_one() {
 }
 
 /// What a node says when its only interface carries nothing, or carries again.
-fn carrier(kit: &mut Kit, node: &str, usable: bool) -> Vec<Effect> {
+pub(super) fn carrier(kit: &mut Kit, node: &str, usable: bool) -> Vec<Effect> {
     let NodeFacts { memory, mut interfaces, .. } = kit.machines[node].clone();
     interfaces[0].usable = usable;
     kit.tell(Event::Observed { node: node.into(), memory, interfaces, boot: BootFacts::default() })
