@@ -133,7 +133,9 @@ impl Machine {
         let WorkerKey { job: job_id, epoch, rank } = exit.worker;
         let others = self.jobs.get(&job_id).is_some_and(|job| !job.nodes_of(epoch).is_empty());
         let gang = self.gang_mut(job_id, epoch);
-        let is_aftermath = !asked && exit.class == ExitClass::LinkFault && others && gang.is_some();
+        // One that hung was ended for that; that it lost the others meanwhile is no news.
+        let is_aftermath =
+            !asked && !was_hung && exit.class == ExitClass::LinkFault && others && gang.is_some();
         let (mut told, mut had_aftermath) = (false, false);
         if let Some(gang) = gang {
             gang.costs += costs;

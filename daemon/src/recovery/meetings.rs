@@ -91,3 +91,15 @@ impl Machine {
 fn pair(one: &NodeId, other: &NodeId) -> (NodeId, NodeId) {
     if one <= other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_one_whichever_way_it_is_named() {
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        assert_eq!(pair(&a, &b), (a.clone(), b.clone()));
+        assert_eq!(pair(&b, &a), (a, b));
+    }
+}

@@ -370,6 +370,54 @@ fn gpu_faults_make_workers_gentler_and_the_third_in_an_hour_is_a_quarantine() {
     assert_eq!(started(&effects).len(), 1);
 }
 
+/// Two nodes in quarantine, one of them with a trouble of another kind: the end of one quarantine is the end of nothing else.
+#[test]
+fn a_quarantine_that_is_lifted_ends_its_own_incident_only() {
+    let quarantined = |node: &str| NodeRecord {
+        id: node.into(),
+        draining: false,
+        last_seen_unix_ms: 1,
+        boot_id: String::new(),
+        gpu_faults_unix_ms: vec![],
+        quarantine: Some(crate::model::Quarantine {
+            until_unix_ms: 2_000_000,
+            reason: "3 GPU faults within 60 minutes, the last: timed out".to_owned(),
+        }),
+    };
+    let (mut kit, [(_, worker, _), _]) = two_at_work(40);
+    kit.exit("a", worker, ExitClass::Signalled);
+    let some = kit.machine.incidents().next().unwrap().clone();
+    let incident = |id, fault, node: &str| crate::model::Incident {
+        id,
+        fault,
+        node: Some(node.into()),
+        job: None,
+        ..some.clone()
+    };
+    let mut kit = Kit::new();
+    let incidents = vec![
+        incident(1, Fault::NodeQuarantined, "a"),
+        incident(2, Fault::NodeQuarantined, "b"),
+        incident(3, Fault::NeedsReboot, "a"),
+    ];
+    kit.tell(Event::Remembered { models: vec![], incidents });
+    kit.tell(Event::Started {
+        jobs: vec![],
+        nodes: vec![quarantined("a"), quarantined("b")],
+        repairs: vec![],
+        remains: vec![],
+    });
+    let open = |kit: &Kit| {
+        let open = kit.machine.incidents().filter(|incident| incident.closed_unix_ms.is_none());
+        let mut open: Vec<u64> = open.map(|incident| incident.id).collect();
+        open.sort_unstable();
+        open
+    };
+    assert_eq!(open(&kit), [1, 2, 3]);
+    kit.tell(Event::Drain { node: "a".into(), drain: false });
+    assert_eq!(open(&kit), [2, 3]);
+}
+
 #[test]
 fn old_gpu_faults_do_not_count() {
     let mut kit = Kit::new();

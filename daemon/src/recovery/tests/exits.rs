@@ -287,12 +287,21 @@ fn nodes_that_were_given_no_time_to_meet_are_not_avoided() {
 }
 
 #[test]
-fn the_last_rank_of_a_gang_that_hung_ends_for_the_hang_whatever_it_says() {
-    let (mut kit, sessions, ranks, _) = at_work();
-    assert_eq!(stopped(&kit.wait(Policy::default().step_budget_ms + 200, &sessions)), killed(&ranks));
-    let _ = end_rank(&mut kit, &ranks[1], ExitClass::Orderly, &[]);
-    let _ = end_rank(&mut kit, &ranks[0], ExitClass::LinkFault, &[]);
-    assert_eq!(faults(&kit), [Fault::WorkerSilent]);
+fn a_rank_of_a_gang_that_hung_ends_for_the_hang_whatever_it_says() {
+    for rank_0_first in [false, true] {
+        let (mut kit, sessions, ranks, _) = at_work();
+        assert_eq!(stopped(&kit.wait(Policy::default().step_budget_ms + 200, &sessions)), killed(&ranks));
+        if rank_0_first {
+            let _ = end_rank(&mut kit, &ranks[0], ExitClass::LinkFault, &[RowIx(4)]);
+            let _ = end_rank(&mut kit, &ranks[1], ExitClass::Orderly, &[]);
+        } else {
+            let _ = end_rank(&mut kit, &ranks[1], ExitClass::Orderly, &[]);
+            let _ = end_rank(&mut kit, &ranks[0], ExitClass::LinkFault, &[RowIx(4)]);
+        }
+        assert_eq!(faults(&kit), [Fault::WorkerSilent]);
+        let suspected: Vec<u32> = kit.job(1).record.crashes.iter().map(|seen| seen.row.0).collect();
+        assert_eq!(suspected, [4], "rank 0 first: {rank_0_first}");
+    }
 }
 
 #[test]

@@ -141,6 +141,71 @@ fn a_few_rows_do_not_pay_for_a_load() {
     assert_eq!(stopped(&effects), [], "a thousand rows are done in less than two loads");
 }
 
+/// Loads take a minute, 1,500 rows at ten a second two and a half: worth it; with what an unknown load is taken for, not.
+#[test]
+fn a_load_is_taken_as_measured() {
+    let (mut kit, sessions, _) = pipeline_that_loads(60_000);
+    let effects = pull_cable(&mut kit, "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    let _ = answer_rows(&mut kit, &sessions, 0..7_700);
+    let _ = pull_cable(&mut kit, "b", true);
+    let _ = answer_rows(&mut kit, &sessions, 7_700..8_500);
+    let climbed = !kit.job(1).workers.values().all(|worker| worker.stopping.is_none());
+    assert!(climbed, "{:?} rows a second", kit.job(1).rows_per_s(kit.now.mono_ms));
+}
+
+/// With its last rows in work there is nothing that another way could do sooner.
+#[test]
+fn a_job_that_has_handed_out_its_last_row_stays_as_it_is() {
+    let (mut kit, sessions) = fallen();
+    let leased: Vec<u32> = kit.job(1).leases.keys().map(|row| row.0).collect();
+    for row in (0..10_000).filter(|row| !leased.contains(row)) {
+        let worker = WorkerKey { job: JobId(1), epoch: kit.job(1).record.epoch, rank: 0 };
+        let row = committed_row(worker, RowGrant { row: RowIx(row), attempt: 1 }, 0);
+        let _ = kit.tell(Event::Committed { node: "a".into(), rows: vec![row], totals: vec![] });
+    }
+    assert_eq!(kit.job(1).rows_waiting(), 0);
+    assert_eq!(stopped(&kit.wait(90_000, &sessions)), []);
+}
+
+#[test]
+fn no_change_begins_while_a_worker_is_still_loading() {
+    let (mut kit, sessions, _) = pipeline_that_loads(5);
+    let effects = pull_cable(&mut kit, "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    let workers = started(&effects);
+    let _ = kit.ready(&workers[0].0, workers[0].1);
+    let _ = pull_cable(&mut kit, "b", true);
+    assert_eq!(stopped(&kit.wait(90_000, &sessions)), []);
+    let _ = kit.ready(&workers[1].0, workers[1].1);
+    assert_eq!(stopped(&kit.wait(20_000, &sessions)), [], "and now it has to hold as long as ever");
+}
+
+/// At its first start a job waits a moment for the nodes that the mode needs which somebody asked for; one that has run
+/// goes on at once with what there is.
+#[test]
+fn only_the_first_start_waits_for_nodes_that_have_not_come_yet() {
+    let (mut kit, mut sessions) = cluster(&[100]);
+    let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
+    effects.extend(kit.wait(4_800, &sessions));
+    assert_eq!(started(&effects), [], "another node may come");
+    let effects = kit.wait(300, &sessions);
+    assert_eq!(started(&effects).len(), 1, "none has: one runs it whole");
+
+    let (mut kit, _) = cluster(&[100]);
+    let _ = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
+    kit.found.insert("b".to_owned(), large_model());
+    kit.machines.insert("b".to_owned(), machine("10.0.0.2", 100));
+    sessions.push(("b", kit.connect("b").0));
+    let ranks = start_all(&mut kit, &[]);
+    assert_eq!(ranks, []);
+    let effects = kit.wait(2_200, &sessions);
+    assert_eq!(start_all(&mut kit, &effects).len(), 2, "it came in time");
+    let effects = pull_cable(&mut kit, "b", false);
+    assert_eq!(started(&obey(&mut kit, &effects, ExitClass::Killed)).len(), 2, "at once");
+}
+
 #[test]
 fn nobody_takes_the_nodes_of_a_job_that_is_changing() {
     let (mut kit, sessions) = fallen();
@@ -221,6 +286,10 @@ fn the_fallback_model_answers_as_soon_as_its_policy_allows_and_goes_when_its_own
     effects.extend(kit.wait(119_000, &sessions));
     assert_eq!(started(&effects), []);
     assert!(events(&effects).contains(&"job-parked"));
+    let plan = kit.job(1).plan.clone().unwrap();
+    let later =
+        plan.reasons.iter().find(|reason| reason.rule == "fallback-later").expect("what is waited for");
+    assert!(later.text.starts_with("in 1 s the fallback model small takes over"), "{}", later.text);
     let effects = kit.wait(2_000, &sessions);
     assert_eq!(models_started(&effects), ["small", "small"]);
     let small = start_all(&mut kit, &effects);
@@ -329,4 +398,109 @@ fn a_job_waits_for_the_one_node_that_can_run_it_however_long_it_is_away() {
     let only_b: Vec<_> = sessions.into_iter().filter(|(node, _)| *node == "b").collect();
     let _ = kit.wait(3_600_000, &only_b);
     assert_eq!(kit.job(1).record.state, JobState::Active);
+}
+
+/// A job that nothing runs, told of once, and what it says when it goes on.
+#[test]
+fn a_parked_job_is_told_of_once_and_again_when_it_goes_on() {
+    let (mut kit, mut sessions) = cluster(&[30, 40]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(120_000, &sessions));
+    let told =
+        |effects: &[Effect], what: &str| events(effects).iter().filter(|event| **event == what).count();
+    assert_eq!(told(&effects, "job-parked"), 1);
+
+    // Paused and resumed, it does not go on.
+    let mut effects = kit.tell(Event::Pause(JobId(1)));
+    effects.extend(kit.wait(1_000, &sessions));
+    assert!(kit.job(1).parked.is_none(), "a pause says enough");
+    effects.extend(kit.tell(Event::Resume(JobId(1))));
+    assert_eq!(told(&effects, "job-unparked"), 0);
+    assert_eq!(told(&kit.wait(60_000, &sessions), "job-parked"), 1);
+
+    kit.found.insert("c".to_owned(), large_model());
+    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 200));
+    let (c, mut effects) = kit.connect("c");
+    sessions.push(("c", c));
+    effects.extend(kit.wait(6_000, &sessions));
+    assert_eq!(started(&effects).len(), 1);
+    assert_eq!(told(&effects, "job-unparked"), 1);
+}
+
+#[test]
+fn a_parked_job_names_what_keeps_each_node_from_it() {
+    let (mut kit, sessions) = cluster(&[100, 100]);
+    for node in ["a", "b"] {
+        let _ = kit.tell(Event::Drain { node: node.into(), drain: true });
+    }
+    let _ = kit.tell(Event::JobAccepted(record(1, 100)));
+    let _ = kit.wait(60_000, &sessions);
+    let why = kit.job(1).parked.clone().expect("nothing runs it").why;
+    let (of_a, of_b) = (why.find("not on a"), why.find("not on b"));
+    assert!(of_a.is_some() && of_b > of_a, "{why}");
+    assert_eq!((why.matches("not on a").count(), why.matches("not on b").count()), (1, 1), "{why}");
+}
+
+/// Nobody is called for what goes on by itself, or waits because somebody wanted it so.
+#[test]
+fn a_job_that_waits_for_something_known_is_not_parked() {
+    const LONG_MS: u64 = 100_000;
+    let quiet = |mut effects: Vec<Effect>, kit: &mut Kit, sessions: &Sessions, why: &str| {
+        effects.extend(kit.wait(LONG_MS, sessions));
+        assert!(!events(&effects).contains(&"job-parked"), "{why}: {effects:#?}");
+    };
+
+    let mut kit = Kit::new();
+    let _ = kit.tell(Event::JobAccepted(record(1, 10)));
+    let effects = kit.tell(Event::Pause(JobId(1)));
+    quiet(effects, &mut kit, &vec![], "it is paused");
+    let effects = kit.tell(Event::Resume(JobId(1)));
+    assert!(!events(&effects).contains(&"job-parked"));
+    assert!(
+        events(&kit.wait(31_000, &[])).contains(&"job-parked"),
+        "nothing keeps it now but that there is no node"
+    );
+
+    let mut kit = Kit::new();
+    let _ = kit.tell(Event::StorageFailed { problem: "full".to_owned() });
+    let effects = kit.tell(Event::JobAccepted(record(1, 10)));
+    quiet(effects, &mut kit, &vec![], "the disk is full, which is told of by itself");
+
+    let mut kit = Kit::new();
+    let mut nightly = record(1, 10);
+    nightly.spec.window = Some("22:00-07:00".parse().unwrap());
+    kit.now.unix_ms = 12 * 3_600_000;
+    let effects = kit.tell(Event::JobAccepted(nightly));
+    quiet(effects, &mut kit, &vec![], "its window is closed");
+
+    let mut kit = Kit::new();
+    let _ = kit.tell(Event::PolicyChanged(Policy { restart_base_ms: 60_000, ..Policy::default() }));
+    let (session, _) = kit.connect("a");
+    let alive = vec![("a", session)];
+    let (node, worker) = started(&kit.tell(Event::JobAccepted(record(1, 100))))[0].clone();
+    let _ = kit.ready(&node, worker);
+    let effects = kit.exit(&node, worker, ExitClass::Signalled);
+    let effects = [effects, kit.wait(50_000, &alive)].concat();
+    assert_eq!(started(&effects), []);
+    assert!(!events(&effects).contains(&"job-parked"), "it is tried again in a moment");
+
+    // The one node runs a job before it.
+    let mut kit = Kit::new();
+    let (session, _) = kit.connect("a");
+    let alive = vec![("a", session)];
+    let (node, worker) = started(&kit.tell(Event::JobAccepted(record(1, 100))))[0].clone();
+    let _ = kit.ready(&node, worker);
+    let effects = kit.tell(Event::JobAccepted(record(2, 100)));
+    assert_eq!(started(&effects), []);
+    quiet(effects, &mut kit, &alive, "another job goes first");
+
+    // Its last answer is being written when its worker ends.
+    let mut kit = Kit::new();
+    let (session, _) = kit.connect("a");
+    let alive = vec![("a", session)];
+    let (node, worker) = started(&kit.tell(Event::JobAccepted(record(1, 1))))[0].clone();
+    let grants = granted(&kit.ready(&node, worker), "a");
+    let _ = kit.result("a", session, worker, grants[0]);
+    let effects = kit.exit(&node, worker, ExitClass::Signalled);
+    quiet(effects, &mut kit, &alive, "every row has its answer");
 }
