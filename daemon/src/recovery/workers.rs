@@ -380,4 +380,55 @@ mod tests {
         assert!(join(&mut known, 0, part(&[5], "[0.5]")), "from the first token on");
         assert_eq!(known, part(&[5], "[0.5]"));
     }
+
+    #[test]
+    fn tokens_without_logprobs_leave_those_that_are_known() {
+        let mut known = part(&[1], "[0.1]");
+        assert!(join(&mut known, 1, part(&[2], "")));
+        assert_eq!(known, part(&[1, 2], "[0.1]"));
+    }
+
+    /// Of a worker whose last step was ten seconds after the start, its fifth, with a prompt of 50 tokens read.
+    fn laps(before: WorkerPhase, phase: WorkerPhase, steps: u64, read: u64, elapsed_ms: u64) -> Vec<Lap> {
+        let place = Launch { node: "a".into(), epoch: Epoch(1), rank: 0, world_size: 1, rung: None };
+        let then = Now { mono_ms: 10_000, unix_ms: 0 };
+        let worker = Worker::starting(then, &"a".into(), place, WorkerSettings::default(), 1);
+        let worker = Worker { step: 5, prompt_tokens: 50, ..worker };
+        let news = ProgressNews {
+            worker: worker.key(JobId(1)),
+            phase,
+            step: 5 + steps,
+            step_age_ms: 0,
+            active_rows: 8,
+            prompt_tokens: 50 + read,
+            generated_tokens: 0,
+            peak_memory_bytes: 0,
+            checkpoints: Vec::new(),
+        };
+        laps_of(&worker, before, &news, 10_000 + elapsed_ms)
+    }
+
+    #[test]
+    fn a_report_tells_how_long_its_steps_took() {
+        use WorkerPhase::{Decode, Idle, Prefill};
+        let decode = |us| Lap::Decode { us };
+        let prefill = |ns| Lap::Prefill { ns };
+        let rows = [
+            (Decode, Decode, 3, 0, 3_000, vec![decode(1_000_000)]),
+            (Decode, Decode, 0, 0, 3_000, vec![]),
+            (Idle, Prefill, 1, 100, 3_000, vec![prefill(30_000_000)]),
+            (Idle, Decode, 2, 100, 500, vec![prefill(5_000_000)]),
+            (Prefill, Decode, 2, 0, 500, vec![]),
+            (Prefill, Idle, 2, 100, 500, vec![]),
+            // Prompts among steps of generation: both, while it is quick.
+            (Decode, Decode, 4, 100, 1_000, vec![decode(250_000), prefill(10_000_000)]),
+            (Decode, Decode, 4, 100, 1_001, vec![prefill(10_010_000)]),
+            (Prefill, Decode, 2, 100, 500, vec![decode(250_000), prefill(5_000_000)]),
+            (Decode, Decode, 1, 100, 500, vec![prefill(5_000_000)]),
+        ];
+        for (before, phase, steps, read, elapsed_ms, expected) in rows {
+            let told = laps(before, phase, steps, read, elapsed_ms);
+            assert_eq!(told, expected, "{before:?} {phase:?} {steps} steps, {read} read, {elapsed_ms} ms");
+        }
+    }
 }

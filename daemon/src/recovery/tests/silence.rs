@@ -1,8 +1,9 @@
 //! Nodes fall silent, and others look whether they are still there.
 
 use super::{
-    gangs::{Sessions, at_work},
+    gangs::{Sessions, at_work, cluster},
     kit::*,
+    ladder::{fallen, obey, start_all},
 };
 use crate::{
     model::{Fault, Incident, JobId, NodeId, WorkerKey},
@@ -369,4 +370,143 @@ fn the_node_of_rank_0_is_kept_no_longer_than_any() {
     assert_eq!(stopped(&effects), []);
     let effects = wait_looking(&mut kit, 100, &sessions[1..], true);
     assert_eq!(stopped(&effects), [("b".to_owned(), ranks[1].1, StopMode::Kill)]);
+}
+
+#[test]
+fn a_rank_that_waits_for_a_silent_node_is_not_told_as_hung() {
+    let (mut kit, sessions, ..) = a_minute_with_a_silent_rank();
+    let budget_ms = Policy::default().least_step_budget_ms;
+    let effects = wait_looking(&mut kit, budget_ms + 200, &sessions[..1], true);
+    assert_eq!(events(&effects), ["node-silent"]);
+}
+
+/// Ranks on a and b, one of which is silent from now on, and c, which has nothing to do and looks.
+#[test]
+fn a_silent_rank_is_not_vouched_for_by_a_rank_0_that_is_out_of_reach_itself() {
+    let (mut kit, sessions) = cluster(&[60, 60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = start_all(&mut kit, &effects);
+    assert_eq!(ranks.len(), 2);
+    for second in 1..=10 {
+        step(&mut kit, ranks[0].1, second);
+        let _ = wait_looking(&mut kit, 1_000, &[sessions[0], sessions[2]], true);
+    }
+    let _ = kit.tell(Event::SessionLost { node: "a".into(), session: sessions[0].1 });
+    let effects = wait_looking(&mut kit, 5_000, &sessions[2..], true);
+    assert_eq!(events(&effects), ["silent-node-kept", "node-silent"], "a is kept, b was silent for 15 s");
+}
+
+#[test]
+fn a_gang_that_has_not_begun_does_not_keep_a_silent_rank() {
+    let (mut kit, sessions) = cluster(&[60, 60]);
+    let _ = kit.tell(Event::JobAccepted(record(1, 100)));
+    let ranks = started(&kit.wait(2_100, &sessions));
+    assert_eq!(ranks.len(), 2);
+    let effects = wait_looking(&mut kit, 15_000, &sessions[..1], true);
+    assert!(events(&effects).contains(&"node-silent"), "loading may take half an hour: {effects:?}");
+}
+
+/// The last result of a worker that was there before the gang.
+#[test]
+fn a_result_that_is_being_stored_does_not_end_the_gang_of_a_silent_rank() {
+    let (mut kit, sessions) = fallen();
+    let (row, lease) = kit.job(1).leases.iter().find(|(_, lease)| lease.node.as_str() == "b").unwrap();
+    let grant = RowGrant { row: *row, attempt: lease.attempt };
+    let worker = WorkerKey { job: JobId(1), epoch: lease.epoch, rank: 0 };
+    assert_eq!(commits(&kit.result("b", sessions[1].1, worker, grant)), 1);
+    let effects = kit.wait(75_000, &sessions);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = start_all(&mut kit, &effects);
+    assert_eq!(
+        ranks.iter().map(|(node, key)| (node.as_str(), key.rank)).collect::<Vec<_>>(),
+        [("a", 0), ("b", 1)]
+    );
+    assert!(kit.job(1).leases[&grant.row].committing);
+    let mut effects = Vec::new();
+    for second in 1..=30 {
+        step(&mut kit, ranks[0].1, second);
+        effects.extend(wait_looking(&mut kit, 1_000, &sessions[..1], true));
+    }
+    assert_eq!(events(&effects), ["silent-node-kept"]);
+}
+
+#[test]
+fn a_node_whose_job_has_ended_is_kept_no_longer_than_any() {
+    let (mut kit, sessions, _) = on_one_network(2);
+    let alive = &sessions[1..];
+    let _ = wait_looking(&mut kit, 13_900, alive, true);
+    let _ = kit.tell(Event::InputUnreadable { job: JobId(1), problem: "gone".to_owned() });
+    assert_eq!(events(&wait_looking(&mut kit, 1_000, alive, true)), [""; 0]);
+    assert_eq!(events(&wait_looking(&mut kit, 100, alive, true)), ["node-silent"]);
+}
+
+#[test]
+fn a_worker_that_is_no_rank_of_a_gang_is_kept_for_no_gang() {
+    let (mut kit, sessions, workers) = on_one_network(2);
+    // It has no rows either, and gets none.
+    let _ = kit.tell(Event::StorageFailed { problem: "full".to_owned() });
+    let report = ReportedWorker {
+        worker: workers[0],
+        pid: 77,
+        phase: WorkerPhase::Idle,
+        step: 0,
+        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
+        world_size: 1,
+        rows: Vec::new(),
+    };
+    let (session, _) = kit.hello("a", "agent-1", vec![report]);
+    let _ = kit.replayed("a", session);
+    assert_eq!(rows_on(&kit, "a"), 0);
+    let effects = wait_looking(&mut kit, 5_000, &sessions[1..], true);
+    let told = effects.iter().find_map(|effect| match effect {
+        Effect::Emit(draft) if draft.kind == "silent-node-kept" => Some(draft.message.as_str()),
+        _ => None,
+    });
+    let told = told.expect("it is seen");
+    assert!(told.ends_with("its rows stay with it until it has been silent for 15 s"), "{told}");
+}
+
+#[test]
+fn a_silent_node_without_work_is_not_looked_at_and_changes_no_job() {
+    let (mut kit, sessions, workers) = on_one_network(2);
+    let _ = kit.tell(Event::Drain { node: "a".into(), drain: true });
+    let _ = kit.exit("a", workers[0], ExitClass::Orderly);
+    let effects = kit.wait(5_000, &sessions[1..]);
+    assert_eq!(looks(&effects), []);
+    assert_eq!(events(&effects), ["node-silent"]);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::RecordJob(_))), "{effects:?}");
+}
+
+#[test]
+fn a_node_that_owes_rows_is_looked_at_though_its_worker_is_gone() {
+    let (mut kit, sessions, _) = on_one_network(2);
+    // Its agent is new, and has not delivered yet what it had spooled.
+    let _ = kit.hello("a", "agent-2", Vec::new());
+    assert_eq!((kit.job(1).workers.len(), rows_on(&kit, "a")), (1, 16));
+    assert_eq!(looks(&kit.wait(2_500, &sessions[1..])).len(), 1);
+}
+
+#[test]
+fn who_has_just_lost_its_connection_takes_no_place_among_those_who_look() {
+    let (mut kit, sessions, _) = on_one_network(4);
+    let _ = kit.wait(2_400, &sessions[1..]);
+    let _ = kit.tell(Event::SessionLost { node: "b".into(), session: sessions[1].1 });
+    let asked = looks(&kit.wait(100, &sessions[2..]));
+    assert_eq!(asked.iter().map(|(looker, ..)| looker.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+}
+
+#[test]
+fn no_more_addresses_are_looked_at_than_agents_try() {
+    let (mut kit, sessions, _) = on_one_network(2);
+    let NodeFacts { memory, mut interfaces, .. } = kit.machines["a"].clone();
+    interfaces[0].addresses = (10..20).map(|last| format!("10.0.0.{last}/24")).collect();
+    let _ = kit.tell(Event::Observed { node: "a".into(), memory, interfaces, boot: BootFacts::default() });
+    let effects = kit.wait(2_500, &sessions[1..]);
+    let looked_at = effects.iter().find_map(|effect| match effect {
+        Effect::Send { command: Command::LookAt { addresses, .. }, .. } => Some(addresses.len()),
+        _ => None,
+    });
+    assert_eq!(looked_at, Some(8));
 }

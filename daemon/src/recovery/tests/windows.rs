@@ -2,9 +2,9 @@
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::kit::*;
+use super::{gangs::cluster, kit::*, ladder::start_all};
 use crate::{
-    model::{Checkpoint, Epoch, JobId, JobRecord, JobState, Obstacle, Outlook, RowIx, WorkerKey},
+    model::{Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, Obstacle, Outlook, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -40,8 +40,12 @@ fn turn_to(kit: &mut Kit, moment: &str) -> Vec<Effect> {
 
 /// A job at work on node a, a minute before its window closes: its worker and the rows it holds.
 fn before_seven(rows: u32) -> (Kit, Sessions, WorkerKey, Vec<RowGrant>) {
+    at_work_before_seven(nightly(1, rows))
+}
+
+fn at_work_before_seven(record: JobRecord) -> (Kit, Sessions, WorkerKey, Vec<RowGrant>) {
     let (mut kit, sessions) = at("2026-01-11T05:59:00Z", &["a"]);
-    let worker = started(&kit.tell(Event::JobAccepted(nightly(1, rows))))[0].1;
+    let worker = started(&kit.tell(Event::JobAccepted(record)))[0].1;
     let grants = granted(&kit.ready("a", worker), "a");
     (kit, sessions, worker, grants)
 }
@@ -393,4 +397,149 @@ fn the_end_is_forecast_from_the_speed_of_this_night() {
         Some(Outlook::Unknown(Obstacle::TooEarly)),
         "the speed of last night is forgotten"
     );
+}
+
+#[test]
+fn a_deadline_at_the_opening_is_missed_for_certain_and_one_after_it_is_not() {
+    for (deadline, is_late) in [("2026-01-10T21:00:00Z", true), ("2026-01-10T21:00:01Z", false)] {
+        let (mut kit, _) = at("2026-01-10T12:00:00Z", &["a"]);
+        let mut record = nightly(1, 20);
+        record.spec.deadline_unix_ms = Some(ms(deadline));
+        kit.tell(Event::JobAccepted(record));
+        let outlook = kit.machine.outlook(kit.now, kit.job(1));
+        assert_eq!(matches!(outlook, Some(Outlook::Late { .. })), is_late, "{deadline}");
+    }
+}
+
+#[test]
+fn a_job_that_still_writes_or_stores_rows_may_yet_meet_its_deadline() {
+    let mut record = nightly(1, 40);
+    record.spec.deadline_unix_ms = Some(ms("2026-01-11T12:00:00Z"));
+    let (mut kit, sessions, worker, grants) = at_work_before_seven(record);
+    kit.wait(MINUTE_MS, &sessions);
+    let outlook = |kit: &Kit| kit.machine.outlook(kit.now, kit.job(1));
+    let obstacle = Obstacle::OutsideWindow;
+    assert_eq!(outlook(&kit), Some(Outlook::Unknown(obstacle)), "its worker finishes what it has begun");
+    kit.result("a", sessions[0].1, worker, grants[0]);
+    kit.exit("a", worker, ExitClass::Orderly);
+    assert_eq!(outlook(&kit), Some(Outlook::Unknown(obstacle)), "a result is on its way to disk");
+    kit.committed("a", worker, grants[0], 1);
+    assert_eq!(outlook(&kit), Some(Outlook::Late { obstacle, rows_left: 39 }));
+}
+
+#[test]
+fn a_gang_of_which_a_rank_has_not_come_back_is_not_drained_before_it_has() {
+    let (mut kit, _) = at("2026-01-11T12:00:00Z", &[]);
+    let mut record = nightly(1, 20);
+    record.epoch = Epoch(3);
+    let rank_on = |node: &str, rank| Launch { rank, world_size: 2, ..launch(node, 3) };
+    record.launches = vec![rank_on("a", 0), rank_on("b", 1)];
+    let jobs = vec![replayed(record, &[])];
+    kit.tell(Event::Started { jobs, nodes: vec![], repairs: vec![], remains: vec![] });
+    let mut come_back = |node: &str, rank| {
+        let report = ReportedWorker {
+            worker: WorkerKey { job: JobId(1), epoch: Epoch(3), rank },
+            pid: 77,
+            phase: WorkerPhase::Decode,
+            step: 9,
+            settings: WorkerSettings::default(),
+            world_size: 2,
+            rows: Vec::new(),
+        };
+        let (session, mut effects) = kit.hello(node, "agent-1", vec![report]);
+        effects.extend(kit.replayed(node, session));
+        stopped(&effects).into_iter().map(|(node, _, mode)| (node, mode)).collect::<Vec<_>>()
+    };
+    assert_eq!(come_back("a", 0), [], "half of it may be all that is left, and then it is ended otherwise");
+    let both = ["a", "b"].map(|node| (node.to_owned(), StopMode::FinishStarted));
+    assert_eq!(come_back("b", 1), both);
+}
+
+#[test]
+fn what_is_finished_after_the_closing_shows_its_speed() {
+    let (mut kit, sessions, worker, grants) = before_seven(40);
+    kit.wait(MINUTE_MS, &sessions);
+    for (spool_seq, grant) in (1..).zip(&grants[..2]) {
+        kit.result("a", sessions[0].1, worker, *grant);
+        kit.committed("a", worker, *grant, spool_seq);
+        kit.wait(2_000, &sessions);
+    }
+    assert_eq!(
+        kit.job(1).rows_per_s(kit.now.mono_ms),
+        Some(0.25),
+        "one row after the first, in four seconds"
+    );
+}
+
+#[test]
+fn the_closing_is_not_told_of_a_job_that_is_paused() {
+    let (mut kit, sessions, ..) = before_seven(40);
+    kit.tell(Event::Pause(JobId(1)));
+    assert_eq!(events(&kit.wait(MINUTE_MS, &sessions)), [""; 0]);
+}
+
+#[test]
+fn that_the_bound_is_over_is_told_once_and_what_becomes_of_the_rows() {
+    let (mut kit, sessions, ..) = before_seven(40);
+    kit.wait(MINUTE_MS, &sessions);
+    let effects = kit.wait(DRAIN_MS + 1_000, &sessions);
+    let told = effects.iter().filter_map(|effect| match effect {
+        Effect::Emit(draft) if draft.kind == "window-drain-over" => Some(draft.message.as_str()),
+        _ => None,
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            "the worker of j1 on a had not finished 120 s after its window closed; its rows go on from their checkpoints at \
+          22:00"
+        ]
+    );
+}
+
+#[test]
+fn a_worker_that_is_out_of_reach_at_the_bound_is_cut_off_when_it_is_back() {
+    let (mut kit, sessions, worker, grants) = before_seven(40);
+    kit.wait(MINUTE_MS, &sessions);
+    kit.wait(DRAIN_MS - 1_000, &sessions);
+    kit.tell(Event::SessionLost { node: "a".into(), session: sessions[0].1 });
+    assert_eq!(events(&kit.wait(2_000, &[])), [""; 0], "nobody can be told");
+    let report = ReportedWorker {
+        worker,
+        pid: 77,
+        phase: WorkerPhase::Decode,
+        step: 9,
+        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
+        world_size: 1,
+        rows: grants.iter().map(|grant| HeldRow { row: grant.row, attempt: 1 }).collect(),
+    };
+    let (session, _) = kit.hello("a", "agent-1", vec![report]);
+    let effects = kit.replayed("a", session);
+    assert_eq!(stopped(&effects), [("a".to_owned(), worker, StopMode::Checkpoint)]);
+    assert!(events(&effects).contains(&"window-drain-over"));
+}
+
+#[test]
+fn a_job_is_not_behind_one_whose_worker_is_ending() {
+    let (mut kit, _) = at("2026-01-10T12:00:00Z", &["a"]);
+    let worker = started(&kit.tell(Event::JobAccepted(record(1, 40))))[0].1;
+    kit.ready("a", worker);
+    kit.tell(Event::JobAccepted(record(2, 5)));
+    let outlook = |kit: &Kit| kit.machine.outlook(kit.now, kit.job(2));
+    assert_eq!(outlook(&kit), Some(Outlook::Unknown(Obstacle::Behind(JobId(1)))));
+    kit.tell(Event::Cancel { job: JobId(1), now: false });
+    assert_eq!(outlook(&kit), Some(Outlook::Unknown(Obstacle::NotRunning)), "it is next");
+}
+
+#[test]
+fn a_job_that_fits_nowhere_is_not_behind_one_that_does() {
+    let (mut kit, sessions) = cluster(&[30, 30]);
+    kit.models.insert("small".to_owned(), small_model());
+    let mut small = record(1, 40);
+    small.spec.model = "small".to_owned();
+    let effects = kit.tell(Event::JobAccepted(small));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    kit.tell(Event::JobAccepted(record(2, 40)));
+    kit.wait(3_000, &sessions);
+    let outlook = kit.machine.outlook(kit.now, kit.job(2));
+    assert_eq!(outlook, Some(Outlook::Unknown(Obstacle::NotRunning)), "nor would it be its turn after it");
 }
