@@ -1,7 +1,7 @@
 //! Links fail, come back and prove themselves, each for itself.
 
 use super::{
-    gangs::{Sessions, at_work, cluster},
+    gangs::{Sessions, cluster},
     kit::*,
     ladder::{asked, fallen, obey, pull_cable, start_all},
 };
@@ -13,7 +13,7 @@ use crate::{
 
 type Ranks = Vec<(String, WorkerKey)>;
 
-/// A job of this many rows over gangs of ready ranks, on nodes of so many gigabytes.
+/// A job over gangs of ready ranks, on nodes of so many gigabytes.
 fn gangs_on(budgets_gb: &[u64]) -> (Kit, Sessions, Ranks) {
     let (mut kit, sessions) = cluster(budgets_gb);
     let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
@@ -153,15 +153,14 @@ fn no_way_up_is_taken_while_a_link_between_its_nodes_is_to_hold() {
     assert_eq!(start_all(&mut kit, &effects).len(), 2);
     let mut effects = pull_cable(&mut kit, "b", false);
     effects.extend(pull_cable(&mut kit, "c", false));
-    let effects = obey(&mut kit, &effects, ExitClass::Killed);
-    let _ = start_all(&mut kit, &effects);
-    assert_eq!(kit.job(1).plan.as_ref().unwrap().mode, Mode::Independent);
+    effects.extend(obey(&mut kit, &effects, ExitClass::Killed));
+    assert_eq!(start_all(&mut kit, &effects).len(), 3, "each alone");
     let _ = pull_cable(&mut kit, "c", true);
     let _ = pull_cable(&mut kit, "b", true);
-    flap(&mut kit, "b", 3);
+    flap(&mut kit, "b", 2);
     let effects = kit.wait(75_000, &sessions);
-    assert_eq!(stopped(&effects), [], "a and c could be a pipeline for a minute, but b is not steady yet");
-    assert!(!stopped(&kit.wait(70_000, &sessions)).is_empty());
+    assert_eq!(stopped(&effects), [], "a and c could be a pipeline for a minute, but b was not steady yet");
+    assert!(events(&kit.wait(30_000, &sessions)).contains(&"climbing"));
 }
 
 #[test]
@@ -241,16 +240,4 @@ fn the_incident_of_a_link_stays_open_while_its_job_goes_on_without_it() {
     assert_eq!(link_incidents(&kit)[0].closed_unix_ms, None, "the new workers did not mend it");
     let _ = kit.wait(10_100, &sessions);
     assert!(link_incidents(&kit)[0].closed_unix_ms.is_some());
-}
-
-/// What the ranks did before they were told to end is not what they took to end.
-#[test]
-fn a_rank_that_crashed_is_told_with_the_time_since_its_last_step() {
-    let (mut kit, sessions, ranks, _) = at_work();
-    let _ = kit.wait(3_000, &sessions);
-    let _ = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
-    let _ = kit.wait(1_000, &sessions);
-    let _ = kit.exit("b", ranks[1].1, ExitClass::Crashed);
-    let incident = kit.machine.incidents().next().unwrap();
-    assert_eq!((incident.fault, incident.noticed_after_ms), (Fault::WorkerExited, Some(3_000)));
 }

@@ -6,7 +6,9 @@ use super::{
     ladder::start_all,
 };
 use crate::{
-    model::{Backend, Checkpoint, Incident, JobId, LearnedModel, Mode, NodeId, Pace, RowIx, Way, WorkerKey},
+    model::{
+        Backend, Checkpoint, Fault, Incident, JobId, LearnedModel, Mode, NodeId, Pace, RowIx, Way, WorkerKey,
+    },
     recovery::*,
 };
 
@@ -137,6 +139,18 @@ fn a_worker_that_is_to_end_and_has_nothing_at_work_is_given_the_grace_besides() 
         Some(given_ms + 100),
         "from its last step to the notice of the hang"
     );
+}
+
+/// How long it took to end after it was told to says nothing of when it went wrong.
+#[test]
+fn a_rank_that_crashed_is_told_with_the_time_since_its_last_step() {
+    let (mut kit, sessions, ranks, _) = at_work();
+    let _ = kit.wait(3_000, &sessions);
+    let _ = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let _ = kit.wait(1_000, &sessions);
+    let _ = kit.exit("b", ranks[1].1, ExitClass::Crashed);
+    let incident = incident_of(&kit, "b");
+    assert_eq!((incident.fault, incident.noticed_after_ms), (Fault::WorkerExited, Some(3_000)));
 }
 
 #[test]
