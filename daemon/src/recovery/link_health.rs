@@ -179,8 +179,10 @@ impl Machine {
         for id in &self.open_jobs {
             let Some(job) = self.jobs.get(id) else { continue };
             for (epoch, gang) in &job.gangs {
+                // One that was to finish what it has begun never will.
+                let at_work = |mode| matches!(mode, None | Some(StopMode::FinishStarted));
                 let alive =
-                    job.workers.values().any(|worker| worker.epoch == *epoch && worker.stopping.is_none());
+                    job.workers.values().any(|worker| worker.epoch == *epoch && at_work(worker.stop_mode));
                 if alive && gang.links.contains(link) {
                     gangs.push((*id, *epoch));
                 }

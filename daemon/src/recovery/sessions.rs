@@ -299,6 +299,7 @@ impl Machine {
                      ({tokens_saved} of their tokens are kept)"
                 );
                 self.emit(Severity::Warning, "rows-requeued", Some(id), Some(job_id), message);
+                self.record_job(job_id);
             }
             if let Some(job) = self.jobs.get_mut(&job_id)
                 && let Some(adopting) = &mut job.adopting

@@ -242,7 +242,7 @@ impl Machine {
             costs += of_job;
             let launches = job.record.launches.len();
             job.record.launches.retain(|launch| launch.node != *id);
-            if worker.is_some() || launches != job.record.launches.len() {
+            if worker.is_some() || of_job.rows > 0 || launches != job.record.launches.len() {
                 self.record_job(job_id);
             }
         }

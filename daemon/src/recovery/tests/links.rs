@@ -83,6 +83,22 @@ fn a_gang_that_is_ending_for_its_link_does_not_lose_it_again() {
     assert_eq!(link_incidents(&kit).iter().map(|incident| incident.times).collect::<Vec<_>>(), [1]);
 }
 
+/// Asked to finish what they have begun, ranks over a link that is gone would wait for one another until somebody takes that for
+/// a hang.
+#[test]
+fn a_gang_that_finishes_its_rows_for_a_drain_is_ended_when_its_link_is_lost() {
+    let (mut kit, _, ranks) = gangs_on(&[60, 60]);
+    let effects = kit.tell(Event::Drain { node: "b".into(), drain: true });
+    let modes: Vec<StopMode> = stopped(&effects).into_iter().map(|(.., mode)| mode).collect();
+    assert_eq!(modes, [StopMode::FinishStarted; 2]);
+    let effects = pull_cable(&mut kit, "b", false);
+    let ended: Vec<_> = ranks.iter().map(|(node, rank)| (node.clone(), *rank, StopMode::Kill)).collect();
+    assert_eq!(stopped(&effects), ended);
+    assert_eq!(link_incidents(&kit).len(), 1);
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(kit.machine.incidents().count(), 1, "and nothing else was wrong");
+}
+
 #[test]
 fn the_incident_of_a_link_names_it_and_ends_when_that_very_link_has_held() {
     let (mut kit, sessions, ranks) = gangs_on(&[60; 4]);

@@ -485,7 +485,15 @@ fn a_node_that_owes_rows_is_looked_at_though_its_worker_is_gone() {
     // Its agent is new, and has not delivered yet what it had spooled.
     let _ = kit.hello("a", "agent-2", Vec::new());
     assert_eq!((kit.job(1).workers.len(), rows_on(&kit, "a")), (1, 16));
-    assert_eq!(looks(&kit.wait(2_500, &sessions[1..])).len(), 1);
+    let effects = kit.wait(2_500, &sessions[1..]);
+    assert_eq!(looks(&effects).len(), 1);
+    // When they are handed out again, that is on record.
+    let effects = kit.wait(2_600, &sessions[1..]);
+    let recorded = effects.iter().rev().find_map(|effect| match effect {
+        Effect::RecordJob(record) => Some(record.rows_requeued),
+        _ => None,
+    });
+    assert_eq!(recorded, Some(16), "{effects:?}");
 }
 
 #[test]
