@@ -158,7 +158,10 @@ impl Machine {
         let mut laps = Vec::new();
         let newest_mono_ms = now.mono_ms.saturating_sub(news.step_age_ms);
         if news.step != worker.step {
-            laps = laps_of(worker, before_phase, &news, newest_mono_ms);
+            // The last step of one that hung took as long as the hang, and is not how long steps take.
+            if worker.stopping.is_none() {
+                laps = laps_of(worker, before_phase, &news, newest_mono_ms);
+            }
             worker.step = news.step;
             worker.last_step_mono_ms = newest_mono_ms;
         } else if news.phase == WorkerPhase::Idle && worker.stopping.is_none() && worker.held_rows == 0 {

@@ -145,6 +145,12 @@ fn a_worker_is_given_what_its_steps_are_known_to_take() {
     assert!(told.contains(&"worker-silent"), "{told:?}");
     let learned = kit.machine.learned(&fingerprint()).unwrap().paces[0];
     assert!((4_000_000..4_200_000).contains(&learned.decode_step_us), "{learned:?}");
+
+    // The step that hung comes to its end as its worker is ended: that is not how long steps take.
+    let _ = kit.wait(1_500, &sessions);
+    let late = ProgressNews { prompt_tokens: 20, ..busy(worker, 2_000, 250) };
+    let _ = kit.tell(Event::Progress { node: "a".into(), news: late });
+    assert_eq!(kit.machine.learned(&fingerprint()).unwrap().paces[0], learned);
 }
 
 /// What a worker does that only finishes its rows is not told: it may read a prompt, which takes far longer than a step.
