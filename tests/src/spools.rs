@@ -26,8 +26,10 @@ pub fn rows(agents: &Path, job_id: u64) -> BTreeMap<String, Vec<u64>> {
         .collect()
 }
 
-/// A result's body begins with its id, which names job and row.
-fn rows_of(segment: &[u8], job_id: u64) -> Vec<u64> {
+/// The numbers of the job's rows in results, of a spool or of a results file: a result's body begins with its id, which names
+/// job and row.
+#[must_use]
+pub fn rows_of(segment: &[u8], job_id: u64) -> Vec<u64> {
     let text = String::from_utf8_lossy(segment);
     let starts = format!("cmpl-j{job_id}-");
     let numbers = text.split(&starts).skip(1).filter_map(|rest| {

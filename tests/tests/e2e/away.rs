@@ -13,6 +13,7 @@ use nightshift_tests::{
     control, models, procfs,
     procfs::Seen,
     rows::Input,
+    spools,
     suite::{Case, Need, case},
     wait,
 };
@@ -66,9 +67,14 @@ impl Night {
 
     /// Each worker has finished rows since: they are in its agent's spool, and not in the results.
     async fn wait_rows_finished(&self, absence: &Absence) {
+        let stored = spools::rows_of(&absence.results, self.job.job_id);
         wait::eventually("each node to finish rows on its own", wait::SOON, async || {
             let now = self.cluster.finished_rows(&self.job);
-            let more = absence.finished.iter().all(|(node, before)| now[node].len() > before.len());
+            let is_stored = |row: &u64| stored.contains(row);
+            let more = absence
+                .finished
+                .iter()
+                .all(|(node, before)| now[node].len() > before.len() && !now[node].iter().all(is_stored));
             if more { Ok(()) } else { Err(format!("{:?}, then {now:?}", absence.finished)) }
         })
         .await;
