@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use nightshift_proto::v1::JobState;
+use nightshift_proto::v1::{Job, JobState};
 use nightshift_tests::{
     cluster::Cluster,
     control::{self, rows_done, sketch},
@@ -45,21 +45,13 @@ async fn full(name: &str, reserve_bytes: u64) {
         .expect(EXPECTED)
         .start()
         .await;
-    let node = StubNode::start(StubOptions {
-        node_id: "s1".to_owned(),
-        controller: cluster.address().to_owned(),
-        allowance: 500,
-    });
-    cluster.control().wait_ready(1).await;
-    let input = Input::chat(20_000, 10, 1);
-    let job = cluster.control().submit(control::spec("full", "/models/stub"), input.jsonl()).await;
-    let before = cluster.control().wait_rows(job.job_id, 500).await;
+    let (node, input, before) = under_way(&cluster, 20_000).await;
 
     let ballast = disk.fill();
     node.allow(u64::MAX);
     let paused = cluster
         .control()
-        .wait_job(job.job_id, "paused for the full disk", wait::SOON, |job| {
+        .wait_job(before.job_id, "paused for the full disk", wait::SOON, |job| {
             job.state() == JobState::Paused || !job.detail.is_empty()
         })
         .await;
@@ -69,11 +61,25 @@ async fn full(name: &str, reserve_bytes: u64) {
     assert!(rows_done(&paused) < 20_000, "the disk was not full: {}", sketch(&paused));
 
     fs::remove_file(ballast).expect("the ballast can be removed");
-    let done = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    let done = cluster.control().wait_completed(before.job_id, wait::LONG).await;
     assert_eq!(cluster.answers(&done, &input).succeeded(), 20_000);
     assert_eq!(done.duplicate_results, 0, "what is sent again is taken once");
     cluster.finish().await;
     drop(node);
+}
+
+/// A job of so many rows with 500 of them done, and the node that answers no more before it may.
+async fn under_way(cluster: &Cluster, rows: usize) -> (StubNode, Input, Job) {
+    let node = StubNode::start(StubOptions {
+        node_id: "s1".to_owned(),
+        controller: cluster.address().to_owned(),
+        allowance: 500,
+    });
+    cluster.control().wait_ready(1).await;
+    let input = Input::chat(rows, 10, 1);
+    let job = cluster.control().submit(control::spec("under-way", "/models/stub"), input.jsonl()).await;
+    let job = cluster.control().wait_rows(job.job_id, 500).await;
+    (node, input, job)
 }
 
 async fn submission() {
@@ -114,15 +120,7 @@ async fn started_full() {
         .expect(&[FULL])
         .start()
         .await;
-    let node = StubNode::start(StubOptions {
-        node_id: "s1".to_owned(),
-        controller: cluster.address().to_owned(),
-        allowance: 500,
-    });
-    cluster.control().wait_ready(1).await;
-    let input = Input::chat(2_000, 10, 1);
-    let job = cluster.control().submit(control::spec("started", "/models/stub"), input.jsonl()).await;
-    let before = cluster.control().wait_rows(job.job_id, 500).await;
+    let (node, input, before) = under_way(&cluster, 2_000).await;
 
     cluster.kill_controller().await;
     let ballast = disk.fill();
@@ -140,7 +138,7 @@ async fn started_full() {
     node.allow(u64::MAX);
     fs::remove_file(ballast).expect("the ballast can be removed");
     cluster.wait_served().await;
-    let done = cluster.control().wait_completed(job.job_id, wait::LONG).await;
+    let done = cluster.control().wait_completed(before.job_id, wait::LONG).await;
     assert!(rows_done(&done) >= rows_done(&before), "{}", sketch(&done));
     assert_eq!(cluster.answers(&done, &input).succeeded(), 2_000);
     cluster.finish().await;

@@ -281,6 +281,19 @@ impl Kit {
     }
 }
 
+/// What an agent says of a worker that generates these rows.
+pub(super) fn reported(worker: WorkerKey, rows: &[RowGrant]) -> ReportedWorker {
+    ReportedWorker {
+        worker,
+        pid: 77,
+        phase: WorkerPhase::Decode,
+        step: 9,
+        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
+        world_size: 1,
+        rows: rows.iter().map(|grant| HeldRow { row: grant.row, attempt: grant.attempt }).collect(),
+    }
+}
+
 pub(super) fn committed_row(worker: WorkerKey, grant: RowGrant, spool_seq: u64) -> CommittedRow {
     CommittedRow {
         spool_seq,

@@ -71,18 +71,6 @@ fn a_result_sent_again_while_the_first_is_being_stored_waits_for_it() {
     assert_eq!(kit.job(1).record.duplicate_results, 0);
 }
 
-fn reported(worker: WorkerKey, rows: &[RowGrant]) -> ReportedWorker {
-    ReportedWorker {
-        worker,
-        pid: 77,
-        phase: WorkerPhase::Decode,
-        step: 9,
-        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
-        world_size: 1,
-        rows: rows.iter().map(|grant| HeldRow { row: grant.row, attempt: grant.attempt }).collect(),
-    }
-}
-
 #[test]
 fn a_killed_worker_is_replaced_and_its_rows_go_on_from_their_checkpoints() {
     let (mut kit, [(session, worker, grants), (other, _, _)]) = two_at_work(100);

@@ -257,16 +257,7 @@ fn a_node_that_is_away_when_the_window_closes_is_told_on_its_return() {
     kit.tell(Event::SessionLost { node: "a".into(), session: sessions[0].1 });
     let effects = kit.wait(MINUTE_MS, &[]);
     assert_eq!(stopped(&effects), []);
-    let held = grants.iter().map(|grant| HeldRow { row: grant.row, attempt: 1 }).collect();
-    let report = ReportedWorker {
-        worker,
-        pid: 77,
-        phase: WorkerPhase::Decode,
-        step: 9,
-        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
-        world_size: 1,
-        rows: held,
-    };
+    let report = reported(worker, &grants);
     let (session, _) = kit.hello("a", "agent-1", vec![report]);
     let effects = kit.replayed("a", session);
     assert_eq!(stopped(&effects), [("a".to_owned(), worker, StopMode::FinishStarted)]);
@@ -503,15 +494,7 @@ fn a_worker_that_is_out_of_reach_at_the_bound_is_cut_off_when_it_is_back() {
     kit.wait(DRAIN_MS - 1_000, &sessions);
     kit.tell(Event::SessionLost { node: "a".into(), session: sessions[0].1 });
     assert_eq!(events(&kit.wait(2_000, &[])), [""; 0], "nobody can be told");
-    let report = ReportedWorker {
-        worker,
-        pid: 77,
-        phase: WorkerPhase::Decode,
-        step: 9,
-        settings: WorkerSettings { max_batch_rows: 8, ..WorkerSettings::default() },
-        world_size: 1,
-        rows: grants.iter().map(|grant| HeldRow { row: grant.row, attempt: 1 }).collect(),
-    };
+    let report = reported(worker, &grants);
     let (session, _) = kit.hello("a", "agent-1", vec![report]);
     let effects = kit.replayed("a", session);
     assert_eq!(stopped(&effects), [("a".to_owned(), worker, StopMode::Checkpoint)]);
