@@ -215,7 +215,7 @@ impl Machine {
             "its rank stays with it as long as its gang takes steps".to_owned()
         } else {
             let bound_s = self.policy.node_seen_silent_ms as f64 / 1e3;
-            format!("its rows stay with it until it has been silent for {bound_s:.0} s")
+            format!("what it has stays with it until it has been silent for {bound_s:.0} s")
         };
         let message = format!("no word from {id} for {seconds:.0} s, but {names} still {reach} it; {what}");
         self.emit(Severity::Info, "silent-node-kept", Some(id), None, message);

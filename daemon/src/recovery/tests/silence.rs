@@ -171,7 +171,7 @@ fn one_that_sees_it_outweighs_one_that_does_not() {
     assert_eq!(
         told,
         Some(
-            "no word from a for 5 s, but c still reaches it; its rows stay with it until it has been silent for 15 s"
+            "no word from a for 5 s, but c still reaches it; what it has stays with it until it has been silent for 15 s"
         )
     );
 }
@@ -465,7 +465,7 @@ fn a_worker_that_is_no_rank_of_a_gang_is_kept_for_no_gang() {
         _ => None,
     });
     let told = told.expect("it is seen");
-    assert!(told.ends_with("its rows stay with it until it has been silent for 15 s"), "{told}");
+    assert!(told.ends_with("what it has stays with it until it has been silent for 15 s"), "{told}");
 }
 
 #[test]
