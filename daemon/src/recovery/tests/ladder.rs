@@ -371,6 +371,82 @@ fn a_restarted_controller_knows_which_model_its_workers_run() {
     assert!(after.job(1).rung().is_some_and(|rung| rung.fallback));
 }
 
+/// A controller started anew beside these nodes, which has heard of nobody yet.
+fn restarted(before: &Kit, policy: Policy) -> Kit {
+    let mut after = Kit::new();
+    after.now = before.now;
+    after.found.clone_from(&before.found);
+    after.machines.clone_from(&before.machines);
+    let _ = after.tell(Event::PolicyChanged(policy));
+    let jobs = vec![replayed(before.job(1).record.clone(), &[])];
+    let _ = after.tell(Event::Started { jobs, nodes: vec![], repairs: vec![], remains: vec![] });
+    after
+}
+
+/// A node is back with its worker of this many ranks.
+fn comes_back(kit: &mut Kit, node: &'static str, worker: WorkerKey, world_size: u32) -> SessionId {
+    let report = ReportedWorker { world_size, ..reported(worker, &[]) };
+    let (session, _) = kit.hello(node, "agent-1", vec![report]);
+    let _ = kit.replayed(node, session);
+    session
+}
+
+#[test]
+fn what_a_new_controller_found_at_work_is_no_first_start_when_its_link_is_lost() {
+    let (before, _, ranks) = pipeline();
+    let mut kit = restarted(&before, policy_with_a_network());
+    let sessions = vec![
+        ("a", comes_back(&mut kit, "a", ranks[0].1, 2)),
+        ("b", comes_back(&mut kit, "b", ranks[1].1, 2)),
+    ];
+    assert_eq!(stopped(&kit.wait(500, &sessions)), []);
+    let effects = pull_cable(&mut kit, "b", false);
+    let mut effects = obey(&mut kit, &effects, ExitClass::Killed);
+    effects.extend(kit.wait(200, &sessions));
+    assert_eq!(started(&effects).len(), 2, "at once, on each node alone");
+}
+
+#[test]
+fn no_change_begins_before_the_nodes_of_a_new_controller_are_back() {
+    let (before, _) = fallen();
+    let policy = Policy { climb_settle_ms: 100, ..policy_with_a_network() };
+    let adopt_ms = policy.adopt_grace_ms;
+    let mut kit = restarted(&before, policy);
+    let on = |node: &str| before.job(1).workers[&NodeId::from(node)].epoch;
+    let worker = WorkerKey { job: JobId(1), epoch: on("a"), rank: 0 };
+    let mut sessions = vec![("a", comes_back(&mut kit, "a", worker, 1))];
+    kit.found.insert("c".to_owned(), large_model());
+    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 100));
+    sessions.push(("c", kit.connect("c").0));
+    assert_eq!(stopped(&kit.wait(adopt_ms - 500, &sessions)), [], "b may be back with a worker yet");
+    let effects = kit.wait(1_000, &sessions);
+    let on_c = start_all(&mut kit, &effects);
+    assert_eq!(on_c.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["c"]);
+    assert_eq!(stopped(&kit.wait(2_000, &sessions)).len(), 2, "a and c can make the pipeline");
+}
+
+/// How long the way up is said to take to load.
+fn load_of_the_way_up(kit: &Kit) -> Option<u64> {
+    kit.machine.way_up(kit.now, JobId(1)).map(|way| way.load_ms)
+}
+
+#[test]
+fn a_load_never_measured_is_taken_for_the_slowest_that_was() {
+    // Of the way itself, though another one was slower; of another way, where this one is not known; of none.
+    for (of_the_way_ms, of_another_ms, expected_ms) in
+        [(7_000, 9_000, 7_000), (0, 9_000, 9_000), (0, 0, rules::UNKNOWN_LOAD_MS)]
+    {
+        let (mut kit, sessions, _) = pipeline_that_loads(of_the_way_ms);
+        kit.load_ms = of_another_ms;
+        let effects = pull_cable(&mut kit, "b", false);
+        let effects = obey(&mut kit, &effects, ExitClass::Killed);
+        assert_eq!(start_all(&mut kit, &effects).len(), 2);
+        let _ = pull_cable(&mut kit, "b", true);
+        let _ = kit.wait(30_000, &sessions);
+        assert_eq!(load_of_the_way_up(&kit), Some(expected_ms), "{of_the_way_ms} and {of_another_ms} ms");
+    }
+}
+
 #[test]
 fn what_nothing_can_run_is_parked_with_the_sentence_a_person_needs() {
     let (mut kit, sessions) = cluster(&[30, 30]);

@@ -250,6 +250,51 @@ fn nodes_have_met_when_every_rank_is_ready_and_not_before() {
     assert_eq!(rulings(&kit, "a", "did-not-meet"), 0);
 }
 
+/// Told at both ends and in the plan, with the time that is left; a pair that has met since is told of no more.
+#[test]
+fn pairs_that_did_not_meet_are_named_with_how_long_others_are_preferred() {
+    let (mut kit, sessions) = cluster(&[60, 60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 100)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let told = |kit: &Kit, node: &str| -> Vec<String> {
+        let rulings = kit.machine.explain_node(kit.now, &NodeId::from(node)).unwrap();
+        let unmet = rulings.into_iter().filter(|ruling| ruling.rule == "did-not-meet");
+        unmet.map(|ruling| ruling.sentence).collect()
+    };
+    let planned = |kit: &Kit| -> Vec<String> {
+        let reasons = kit.job(1).plan.clone().unwrap().reasons;
+        reasons.into_iter().filter(|reason| reason.rule == "did-not-meet").map(|reason| reason.text).collect()
+    };
+    let apart = |kit: &mut Kit, effects: &[Effect]| {
+        let ranks = started(effects);
+        let _ = kit.exit(&ranks[0].0, ranks[0].1, ExitClass::Apart);
+        let _ = kit.exit(&ranks[1].0, ranks[1].1, ExitClass::Orderly);
+    };
+    apart(&mut kit, &effects);
+    let of = |other: &str, time: &str| {
+        format!("ranks here and on {other} did not find one another: for {time} other nodes are preferred")
+    };
+    assert_eq!(told(&kit, "a"), [of("b", "10 min")]);
+    assert_eq!(told(&kit, "b"), [of("a", "10 min")]);
+    assert_eq!(told(&kit, "c"), [""; 0]);
+    let effects = kit.wait(10_000, &sessions);
+    assert_eq!(told(&kit, "a"), [of("b", "9 min")]);
+    let not_over = |pair: &str| {
+        format!(
+            "not over the link of {pair}: their ranks did not find one another, and it is left alone for 10 minutes"
+        )
+    };
+    assert_eq!(planned(&kit), [not_over("a and b")]);
+
+    // Neither do the other pairs, so that the first is tried again, and does.
+    apart(&mut kit, &effects);
+    let effects = kit.wait(10_000, &sessions);
+    apart(&mut kit, &effects);
+    let effects = kit.wait(10_000, &sessions);
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    assert_eq!(told(&kit, "a"), [of("c", "9 min")]);
+}
+
 #[test]
 fn the_incident_of_a_link_stays_open_while_its_job_goes_on_without_it() {
     let (mut kit, sessions) = fallen();
