@@ -135,6 +135,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::probe::parse::mutated::mutated;
 
     const MEMINFO: &str = "MemTotal:       24683520 kB\nMemFree:          303024 kB\nMemAvailable:   24100000 kB\n\
         Unevictable:          16 kB\nSwapTotal:       2097148 kB\nSwapFree:        1048574 kB\n";
@@ -184,15 +185,6 @@ mod tests {
     fn a_program_may_have_any_name() {
         assert_eq!(process_stat(STAT), Some(ProcessStat { state: 'S', group: 4240, start_ticks: 987_654 }));
         assert_eq!(process_stat("4242 (x) S 1 4240"), None);
-    }
-
-    /// A document with a stretch replaced by anything.
-    fn mutated(text: &'static str) -> impl Strategy<Value = String> {
-        (0..=text.len(), 0..40_usize, any::<String>()).prop_map(move |(at, cut, put)| {
-            let head = String::from_utf8_lossy(&text.as_bytes()[..at]);
-            let tail = String::from_utf8_lossy(&text.as_bytes()[(at + cut).min(text.len())..]);
-            format!("{head}{put}{tail}")
-        })
     }
 
     proptest! {
