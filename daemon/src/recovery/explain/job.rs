@@ -118,7 +118,13 @@ impl Machine {
                 "it is on no rung of the ladder: it has no worker that is to go on",
             )),
             (Some(rung), None) => {
-                rulings.push(Ruling::holds("rung", format!("it runs as {rung}, as it would by itself")));
+                let asked_for = job.record.spec.mode.is_none_or(|mode| mode == rung.mode);
+                let sentence = match asked_for && !rung.fallback {
+                    true => format!("it runs as {rung}, as it would by itself"),
+                    // Why is not kept beyond the controller that chose it.
+                    false => format!("it runs as {rung}: so a controller before this one chose"),
+                };
+                rulings.push(Ruling::new("rung", asked_for && !rung.fallback, sentence));
             }
             (Some(rung), Some(why)) => {
                 let is_up = why.rule == "climbed";

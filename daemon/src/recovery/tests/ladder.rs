@@ -369,6 +369,9 @@ fn a_restarted_controller_knows_which_model_its_workers_run() {
     }
     let _ = after.wait(200, &sessions);
     assert!(after.job(1).rung().is_some_and(|rung| rung.fallback));
+    let told = after.machine.explain_job(after.now, JobId(1)).unwrap();
+    let rung = told.iter().find(|ruling| ruling.rule == "rung").unwrap();
+    assert!(!rung.holds && rung.sentence.ends_with("so a controller before this one chose"), "{rung:?}");
 }
 
 /// A controller started anew beside these nodes, which has heard of nobody yet.
