@@ -45,6 +45,7 @@ impl Probe for Native {
             interfaces,
             // MLX's Linux build that this agent installs runs on the CPU.
             gpu: Some(Gpu::default()),
+            thunderbolt: None,
             disk_available_bytes: disk_available_bytes(&self.options.state_dir, &mut problems),
             problems,
         }

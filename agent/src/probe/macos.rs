@@ -49,6 +49,7 @@ impl Probe for Native {
                 .and_then(|count| u32::try_from(count.get()).ok()),
             interfaces,
             gpu: None,
+            thunderbolt: None,
             disk_available_bytes: disk,
             problems,
         }

@@ -6,11 +6,13 @@
 //! * [`observation`] is the plain data and its wire form;
 //! * [`parse`] turns the text of files and tools into values, without touching the system;
 //! * `linux` and `macos` do the reading, behind [`Probe`];
+//! * [`mac`] asks the tools of a Mac, and joins what they say;
 //! * [`changes`] tells when it is time to look at the interfaces again;
 //! * [`watch`] is the thread that probes regularly, and at once when a link changes.
 
 pub mod changes;
 pub mod interfaces;
+pub mod mac;
 pub mod observation;
 pub mod parse;
 pub mod text;

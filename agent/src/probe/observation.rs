@@ -28,6 +28,8 @@ pub struct Observation {
     pub interfaces: Vec<Interface>,
     /// `None`: not known whether there is one.
     pub gpu: Option<Gpu>,
+    /// `None`: this system is not asked for it, or has not been yet.
+    pub thunderbolt: Option<Thunderbolt>,
     /// Free for us on the file system of the state directory.
     pub disk_available_bytes: Option<u64>,
     /// Probes that failed, a sentence each.
@@ -83,6 +85,83 @@ pub struct Gpu {
     pub name: String,
     /// Restarts since boot (FIELD-NOTES 3).
     pub recovery_count: Option<u64>,
+}
+
+/// Thunderbolt ports and RDMA of a Mac. What is not known is `None`, never `false`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Thunderbolt {
+    /// By receptacle.
+    pub ports: Vec<ThunderboltPort>,
+    /// Of the whole machine.
+    pub rdma: Rdma,
+}
+
+/// RDMA of a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Rdma {
+    /// Whether it is on; a Mac with Thunderbolt 4 may say so all the same.
+    pub enabled: Option<bool>,
+    /// Protection domains that are held now: of running ranks, and of failed starts, which keep theirs until the next boot
+    /// (FIELD-NOTES 2).
+    pub protection_domains_held: Option<u32>,
+    /// How many a device has.
+    pub protection_domains_most: Option<u32>,
+}
+
+/// A Thunderbolt port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ThunderboltPort {
+    /// Number of the receptacle.
+    pub receptacle: u32,
+    /// Its network interface.
+    pub interface: Option<String>,
+    /// Of its bus; by this the peer names it.
+    pub domain_uuid: Option<String>,
+    /// Whether something is plugged in.
+    pub plugged: Option<bool>,
+    /// Of the link.
+    pub speed_bits_per_s: Option<u64>,
+    /// Whether this end is Thunderbolt 5.
+    pub thunderbolt_5: Option<bool>,
+    /// Macs at the other end.
+    pub peers: Vec<Peer>,
+    /// Other devices at the other end, by name.
+    pub devices: Vec<String>,
+    /// Whether a bridge has the interface as a member: it then carries no RDMA.
+    pub bridged: Option<bool>,
+    /// Which bridge.
+    pub bridge: Option<String>,
+    /// The name its RDMA device has or would have.
+    pub rdma_device: Option<String>,
+    /// Whether there is that device.
+    pub rdma_listed: Option<bool>,
+    /// Of that device.
+    pub rdma_state: Option<RdmaPortState>,
+}
+
+/// A Mac at the other end of a cable.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Of its bus.
+    pub domain_uuid: String,
+    /// For example `Mac17,6`.
+    pub hardware_model: Option<String>,
+    /// Whether it offers RDMA.
+    pub rdma: Option<bool>,
+    /// A dock or hub is between.
+    pub behind_device: bool,
+}
+
+/// State of the port of an RDMA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RdmaPortState {
+    /// Nobody with RDMA at the other end.
+    Down,
+    /// On its way up.
+    Initializing,
+    /// Both ends have RDMA on.
+    Active,
 }
 
 impl Observation {
