@@ -253,6 +253,24 @@ fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
     assert_eq!(workers.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["c"]);
 }
 
+/// The time it was not there counts for nothing.
+#[test]
+fn a_better_way_that_went_must_hold_anew() {
+    let (mut kit, mut sessions) = cluster(&[60, 60]);
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
+    effects.extend(kit.wait(2_100, &sessions));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    kit.found.insert("c".to_owned(), large_model());
+    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 300));
+    sessions.push(("c", kit.connect("c").0));
+    assert_eq!(stopped(&kit.wait(50_000, &sessions)), []);
+    let _ = kit.tell(Event::Drain { node: "c".into(), drain: true });
+    let _ = kit.wait(1_000, &sessions);
+    let _ = kit.tell(Event::Drain { node: "c".into(), drain: false });
+    assert_eq!(stopped(&kit.wait(55_000, &sessions)), []);
+    assert_eq!(stopped(&kit.wait(6_000, &sessions)).len(), 2);
+}
+
 pub(super) fn with_fallback(policy: FallbackPolicy) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
     let (mut kit, sessions) = cluster(&[60, 60]);
     kit.models.insert("small".to_owned(), small_model());
