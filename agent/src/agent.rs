@@ -82,9 +82,14 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let records_dir = dir.join("workers");
     make_private(&records_dir)?;
 
-    let native = probe::native(probe::Options { state_dir: dir.clone(), boot_id: settings.boot_id.clone() });
-    let probe =
-        probe::watch::run(native, probe::changes::native()).map_err(io("start the probe's thread"))?;
+    let options = probe::Options {
+        state_dir: dir.clone(),
+        boot_id: settings.boot_id.clone(),
+        scripted_mac: settings.scripted_mac.clone(),
+    };
+    let probe = probe::native(options)
+        .and_then(|native| probe::watch::run(native, probe::changes::native()))
+        .map_err(io("start the probe's thread"))?;
     let boot_id = probe.subscribe().borrow().boot_id.clone();
     let leftovers = end_leftovers(records_dir.clone(), boot_id.clone()).await?;
     // Behind the leftovers: nobody reads these any more.

@@ -84,6 +84,8 @@ struct Run {
     log_dir: Option<PathBuf>,
     #[arg(long, hide = true)]
     boot_id: Option<String>,
+    #[arg(long, hide = true, value_name = "DIR")]
+    scripted_mac: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,6 +191,8 @@ struct Probe {
     json: bool,
     #[arg(long, hide = true)]
     boot_id: Option<String>,
+    #[arg(long, hide = true, value_name = "DIR")]
+    scripted_mac: Option<PathBuf>,
 }
 
 /// Carries a command out.
@@ -216,6 +220,7 @@ async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
         memory_budget_mib: arguments.memory_budget_mib,
         log_dir: arguments.log_dir,
         boot_id: arguments.boot_id,
+        scripted_mac: arguments.scripted_mac,
         ..Overrides::default()
     };
     let given = flags.over(file);
@@ -284,7 +289,11 @@ fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
     let state_dir = Surroundings::here().state_dir().unwrap_or_else(|| PathBuf::from("/"));
     // Before the agent first ran its directory is not there, but the disk it will be on is.
     let existing = state_dir.ancestors().find(|dir| dir.exists()).unwrap_or(&state_dir).to_owned();
-    let seen = probe::native(probe::Options { state_dir: existing, boot_id: arguments.boot_id }).observe();
+    let Probe { boot_id, scripted_mac, .. } = arguments;
+    let options = probe::Options { state_dir: existing, boot_id, scripted_mac };
+    let mut probe = probe::native(options).context("cannot start the probe")?;
+    probe.settle();
+    let seen = probe.observe();
     let text = if arguments.json { serde_json::to_string(&seen)? } else { probe::text::describe(&seen) };
     writeln!(io::stdout().lock(), "{}", text.trim_end()).context("cannot write to stdout")?;
     Ok(ExitCode::SUCCESS)

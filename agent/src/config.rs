@@ -89,6 +89,8 @@ pub struct Overrides {
     pub worker_command: Option<Vec<String>>,
     /// For tests: take the machine for one with this boot id. Not shown in help.
     pub boot_id: Option<String>,
+    /// For tests: in place of this machine, report the Mac that is this directory. Not shown in help.
+    pub scripted_mac: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -122,6 +124,7 @@ impl Overrides {
             hf_hub_offline: self.hf_hub_offline.or(below.hf_hub_offline),
             worker_command: self.worker_command.or(below.worker_command),
             boot_id: self.boot_id.or(below.boot_id),
+            scripted_mac: self.scripted_mac.or(below.scripted_mac),
         }
     }
 }
@@ -155,6 +158,8 @@ pub struct Settings {
     pub worker_command: Option<Vec<String>>,
     /// See [`Overrides::boot_id`].
     pub boot_id: Option<String>,
+    /// See [`Overrides::scripted_mac`].
+    pub scripted_mac: Option<PathBuf>,
 }
 
 impl Settings {
@@ -195,6 +200,7 @@ impl Settings {
             hf_hub_offline: given.hf_hub_offline,
             worker_command: given.worker_command,
             boot_id: given.boot_id,
+            scripted_mac: given.scripted_mac.map(absolute),
         })
     }
 }

@@ -3,18 +3,25 @@
 use std::{fs, io, path::Path};
 
 use crate::{
-    probe::{Gpu, Interface, Memory, Observation, Options, Probe, interfaces, parse::linux as parse},
+    probe::{
+        Gpu, Interface, Memory, Observation, Options, Probe, disk_available_bytes, interfaces,
+        parse::linux as parse,
+    },
     util,
 };
 
+pub(super) fn probe(options: Options) -> io::Result<Box<dyn Probe>> {
+    Ok(Box::new(Native::new(options)))
+}
+
 /// Reads this machine.
 #[derive(Debug)]
-pub(super) struct Native {
+struct Native {
     options: Options,
 }
 
 impl Native {
-    pub(super) fn new(options: Options) -> Self {
+    fn new(options: Options) -> Self {
         Self { options }
     }
 }
@@ -46,6 +53,8 @@ impl Probe for Native {
             // MLX's Linux build that this agent installs runs on the CPU.
             gpu: Some(Gpu::default()),
             thunderbolt: None,
+            preflight: None,
+            tool_problems: Vec::new(),
             disk_available_bytes: disk_available_bytes(&self.options.state_dir, &mut problems),
             problems,
         }
@@ -87,6 +96,7 @@ fn memory(problems: &mut Vec<String>) -> Memory {
             .and_then(|(total, free)| total.checked_sub(free)),
         pressure_some_avg10_percent: pressure.some_avg10_percent,
         pressure_full_avg10_percent: pressure.full_avg10_percent,
+        pressure_level: None,
         gpu_working_set_bytes: None,
     }
 }
@@ -101,16 +111,6 @@ fn cpu_count() -> Option<u32> {
     std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok())
 }
 
-fn disk_available_bytes(dir: &Path, problems: &mut Vec<String>) -> Option<u64> {
-    match nix::sys::statvfs::statvfs(dir) {
-        Ok(stat) => Some(stat.blocks_available().saturating_mul(stat.fragment_size())),
-        Err(errno) => {
-            problems.push(format!("free space of {} is not known: {errno}", dir.display()));
-            None
-        }
-    }
-}
-
 fn read(path: &str, problems: &mut Vec<String>) -> Option<String> {
     fs::read_to_string(path).map_err(|error: io::Error| problems.push(format!("{path}: {error}"))).ok()
 }
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn this_machine_answers() {
         let dir = tempfile::tempdir().unwrap();
-        let mut probe = Native::new(Options { state_dir: dir.path().to_owned(), boot_id: None });
+        let mut probe = Native::new(Options { state_dir: dir.path().to_owned(), ..Options::default() });
         let seen = probe.observe();
         assert!(seen.memory.total_bytes.unwrap() > seen.memory.available_bytes.unwrap());
         assert!(seen.boot_id.is_some() && seen.os_build.is_some() && seen.disk_available_bytes.is_some());
@@ -136,8 +136,11 @@ mod tests {
 
     #[test]
     fn a_test_may_pretend_a_reboot_and_a_missing_directory_is_a_problem_in_words() {
-        let mut probe =
-            Native::new(Options { state_dir: "/nonexistent".into(), boot_id: Some("other".into()) });
+        let mut probe = Native::new(Options {
+            state_dir: "/nonexistent".into(),
+            boot_id: Some("other".into()),
+            ..Options::default()
+        });
         let seen = probe.observe();
         assert_eq!(seen.boot_id.as_deref(), Some("other"));
         assert_eq!(seen.disk_available_bytes, None);

@@ -1,21 +1,25 @@
-//! The macOS probe, as far as it goes without native calls: names, versions, addresses and free space. Memory, GPU, boot
-//! session, build version, carrier and Thunderbolt are not known yet, and are reported as not known.
+//! The calls of macOS that tell what [`System`] wants, as plain values. All judgement is in [`mac`](super::mac).
+
+use std::io;
+
+use sysctl::{Ctl, CtlValue, Sysctl as _};
 
 use crate::{
-    probe::{Interface, Memory, Observation, Options, Probe, interfaces},
-    util,
+    probe::{
+        Interface, Options, Probe, interfaces,
+        mac::{
+            Mac,
+            surveyor::Pauses,
+            system::{Identity, System, SystemMemory},
+            tools::Tools,
+        },
+        parse::mac::{gpu::Accelerator, sysctl::swap_usage},
+    },
+    sys,
 };
 
-/// Reads this machine.
-#[derive(Debug)]
-pub(super) struct Native {
-    options: Options,
-}
-
-impl Native {
-    pub(super) fn new(options: Options) -> Self {
-        Self { options }
-    }
+pub(super) fn probe(options: Options) -> io::Result<Box<dyn Probe>> {
+    Ok(Box::new(Mac::start(options, Box::new(MacOs), Tools::system(), Pauses::default())?))
 }
 
 /// macOS tells in reports that come late (`JetsamEvent-*.ips`): evidence, not a count to compare.
@@ -23,39 +27,74 @@ pub(super) fn memory_kills() -> Option<u64> {
     None
 }
 
-impl Probe for Native {
-    fn observe(&mut self) -> Observation {
-        let mut problems =
-            vec!["this version does not probe memory, GPU, boot session and carrier on macOS yet".to_owned()];
-        let interfaces = self.interfaces().unwrap_or_else(|problem| {
-            problems.push(problem);
-            Vec::new()
-        });
-        let disk = nix::sys::statvfs::statvfs(&self.options.state_dir)
-            .ok()
-            .map(|stat| u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size()));
-        Observation {
-            observed_unix_ms: util::unix_ms(),
-            boot_id: self.options.boot_id.clone(),
-            os_name: "macos".to_owned(),
-            // The Darwin release is no build version, and parity of builds rests on this field.
-            os_build: None,
-            arch: std::env::consts::ARCH.to_owned(),
-            hardware_model: None,
-            memory: Memory::default(),
-            load_1m: None,
-            cpu_count: std::thread::available_parallelism()
-                .ok()
-                .and_then(|count| u32::try_from(count.get()).ok()),
-            interfaces,
-            gpu: None,
-            thunderbolt: None,
-            disk_available_bytes: disk,
-            problems,
+/// The system this runs on.
+#[derive(Debug)]
+struct MacOs;
+
+impl System for MacOs {
+    fn identity(&mut self) -> Identity {
+        Identity {
+            boot_session_uuid: text("kern.bootsessionuuid"),
+            os_build: text("kern.osversion"),
+            hardware_model: text("hw.model"),
         }
     }
 
+    fn memory(&mut self) -> SystemMemory {
+        let pages = sys::pages();
+        let swap = match value("vm.swapusage") {
+            Some(CtlValue::Struct(bytes)) => swap_usage(&bytes),
+            _ => None,
+        };
+        SystemMemory {
+            total_bytes: number("hw.memsize"),
+            available_bytes: pages.map(|pages| pages.available_bytes()),
+            wired_bytes: pages.map(|pages| pages.wired_bytes()),
+            swap_total_bytes: swap.map(|swap| swap.total_bytes),
+            swap_used_bytes: swap.map(|swap| swap.used_bytes),
+            pressure_level: number("kern.memorystatus_vm_pressure_level")
+                .and_then(|level| level.try_into().ok()),
+            wired_limit_mib: number("iogpu.wired_limit_mb"),
+            recommended_working_set_bytes: None,
+        }
+    }
+
+    fn gpu(&mut self) -> Option<Accelerator> {
+        None
+    }
+
+    fn load_1m(&mut self) -> Option<f64> {
+        sys::load_1m()
+    }
+
     fn interfaces(&mut self) -> Result<Vec<Interface>, String> {
-        interfaces::list()
+        let mut list = interfaces::list()?;
+        for interface in &mut list {
+            interface.carrier = sys::carrier(&interface.name);
+        }
+        Ok(list)
+    }
+}
+
+fn value(name: &str) -> Option<CtlValue> {
+    Ctl::new(name).ok()?.value().ok()
+}
+
+fn text(name: &str) -> Option<String> {
+    match value(name)? {
+        CtlValue::String(text) => {
+            Some(text.trim_end_matches('\0').trim().to_owned()).filter(|text| !text.is_empty())
+        }
+        _ => None,
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    match value(name)? {
+        CtlValue::Int(number) => u64::try_from(number).ok(),
+        CtlValue::S64(number) => u64::try_from(number).ok(),
+        CtlValue::Uint(number) => Some(number.into()),
+        CtlValue::U64(number) => Some(number),
+        _ => None,
     }
 }

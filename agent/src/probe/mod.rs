@@ -27,7 +27,10 @@ mod macos;
 #[cfg(target_os = "macos")]
 use macos as native_probe;
 
-use std::path::PathBuf;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 pub use observation::{Gpu, Interface, Memory, Observation};
 
@@ -41,6 +44,18 @@ pub trait Probe: Send {
     /// # Errors
     /// One sentence when the system does not list them.
     fn interfaces(&mut self) -> Result<Vec<Interface>, String>;
+
+    /// The kernel tells that something about the interfaces has changed; it may be nothing that [`interfaces`](Self::interfaces)
+    /// shows, as that one is a bridge's now.
+    fn on_change(&mut self) {}
+
+    /// Whether something is known that the last observation did not hold, because it takes its time to find out.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
+    /// Waits until everything has been found out once, for a bounded time.
+    fn settle(&mut self) {}
 }
 
 /// How many processes the system has ended for want of memory since it started; `None` where it does not count them.
@@ -50,16 +65,35 @@ pub fn memory_kills() -> Option<u64> {
 }
 
 /// What the native probe needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Its file system's free space is observed.
     pub state_dir: PathBuf,
     /// In place of the machine's own; for tests of reboots.
     pub boot_id: Option<String>,
+    /// In place of this machine: the Mac that is this directory (see [`mac::scripted`]).
+    pub scripted_mac: Option<PathBuf>,
 }
 
 /// The probe of the machine this runs on.
-#[must_use]
-pub fn native(options: Options) -> Box<dyn Probe> {
-    Box::new(native_probe::Native::new(options))
+///
+/// # Errors
+/// When the system gives it no thread.
+pub fn native(options: Options) -> io::Result<Box<dyn Probe>> {
+    match options.scripted_mac.clone() {
+        Some(dir) => Ok(Box::new(mac::Mac::scripted(options, &dir)?)),
+        None => native_probe::probe(options),
+    }
+}
+
+fn disk_available_bytes(dir: &Path, problems: &mut Vec<String>) -> Option<u64> {
+    match nix::sys::statvfs::statvfs(dir) {
+        // Blocks are counted in 64 bits on Linux, in 32 on macOS.
+        #[expect(clippy::useless_conversion, reason = "one of them is narrower on macOS")]
+        Ok(stat) => Some(u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()))),
+        Err(errno) => {
+            problems.push(format!("free space of {} is not known: {errno}", dir.display()));
+            None
+        }
+    }
 }

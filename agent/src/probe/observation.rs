@@ -30,6 +30,10 @@ pub struct Observation {
     pub gpu: Option<Gpu>,
     /// `None`: this system is not asked for it, or has not been yet.
     pub thunderbolt: Option<Thunderbolt>,
+    /// `None`: this system is not asked for it, or has not been yet.
+    pub preflight: Option<Preflight>,
+    /// Tools that gave no answer.
+    pub tool_problems: Vec<ToolProblem>,
     /// Free for us on the file system of the state directory.
     pub disk_available_bytes: Option<u64>,
     /// Probes that failed, a sentence each.
@@ -53,6 +57,8 @@ pub struct Memory {
     pub pressure_some_avg10_percent: Option<f64>,
     /// The same, all tasks at once.
     pub pressure_full_avg10_percent: Option<f64>,
+    /// 1 normal, 2 warning, 4 critical (macOS).
+    pub pressure_level: Option<u32>,
     /// What the GPU may use.
     pub gpu_working_set_bytes: Option<u64>,
 }
@@ -162,6 +168,52 @@ pub enum RdmaPortState {
     Initializing,
     /// Both ends have RDMA on.
     Active,
+}
+
+/// Settings of a machine that can end a night. What is not known is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Preflight {
+    /// Minutes without use until the machine sleeps; 0: never.
+    pub sleep_min: Option<u32>,
+    /// Sleep is disabled altogether.
+    pub sleep_disabled: Option<bool>,
+    /// It starts by itself when power returns.
+    pub auto_restart: Option<bool>,
+    /// It runs at half its speed.
+    pub low_power_mode: Option<bool>,
+    /// Sleeps, shutdowns and restarts that are scheduled, as the system lists them.
+    pub scheduled_stops: Vec<String>,
+    /// Whether somebody must unlock the disk after a reboot.
+    pub file_vault: Option<FileVault>,
+    /// Updates of macOS install themselves, with a reboot.
+    pub installs_macos: Option<bool>,
+    /// So do security responses.
+    pub installs_critical: Option<bool>,
+}
+
+/// State of FileVault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileVault {
+    /// Nothing runs after a reboot until somebody unlocks the disk.
+    On,
+    /// The machine starts by itself.
+    Off,
+    /// On its way on or off.
+    Changing,
+}
+
+/// A tool that gave no answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ToolProblem {
+    /// Its name.
+    pub tool: String,
+    /// It does not answer at all: for some tools a finding of its own (FIELD-NOTES 5).
+    pub hangs: bool,
+    /// This system does not have it.
+    pub is_missing: bool,
+    /// What happened, in a sentence.
+    pub problem: String,
 }
 
 impl Observation {

@@ -88,6 +88,9 @@ pub fn run(
             if publish.is_closed() {
                 return;
             }
+            if told {
+                probe.on_change();
+            }
             let is_wanted = look_soon.swap(false, Ordering::Relaxed);
             let interval = Duration::from_millis(interval_ms.load(Ordering::Relaxed));
             let due = is_wanted || observed_at.elapsed() >= interval;
@@ -96,7 +99,7 @@ pub fn run(
                 looked_at = Instant::now();
             }
             let mut moved = || probe.interfaces().is_ok_and(|now| now != publish.borrow().interfaces);
-            if due || (is_time && moved()) {
+            if due || (is_time && moved()) || probe.has_news() {
                 observed_at = Instant::now();
                 publish.send_replace(Arc::new(probe.observe()));
             }

@@ -97,7 +97,7 @@ mod inside {
     }
 
     fn native() -> Box<dyn Probe> {
-        probe::native(probe::Options { state_dir: "/".into(), boot_id: None })
+        probe::native(probe::Options { state_dir: "/".into(), ..Default::default() }).unwrap()
     }
 
     fn carrier(interfaces: &[probe::Interface]) -> Option<bool> {

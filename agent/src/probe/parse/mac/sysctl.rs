@@ -32,6 +32,15 @@ pub fn swap(text: &str) -> Option<Swap> {
     Some(Swap { total_bytes: amount("total")?, used_bytes: amount("used")? })
 }
 
+/// The same as the kernel hands it out: `struct xsw_usage` of `<sys/sysctl.h>`, which begins with total, available and used
+/// bytes, 64 bits each.
+#[must_use]
+pub fn swap_usage(bytes: &[u8]) -> Option<Swap> {
+    let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let (total_bytes, used_bytes) = (number(0)?, number(16)?);
+    (used_bytes <= total_bytes).then_some(Swap { total_bytes, used_bytes })
+}
+
 /// `6119.06M`
 fn bytes(text: &str) -> Option<u64> {
     const MOST_BYTES: f64 = (1_u64 << 60) as f64;
@@ -85,6 +94,18 @@ mod tests {
         ] {
             assert_eq!(swap(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_kernel_s_own_form_is_read() {
+        let form = |total: u64, used: u64| {
+            let numbers = [total, total.saturating_sub(used), used, 16_384];
+            numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>()
+        };
+        let swap = Swap { total_bytes: 2 << 30, used_bytes: 5 << 20 };
+        assert_eq!(swap_usage(&form(2 << 30, 5 << 20)), Some(swap));
+        assert_eq!(swap_usage(&form(5, 6)), None, "more used than there is");
+        assert_eq!(swap_usage(&form(5, 4)[..23]), None);
     }
 
     proptest! {
