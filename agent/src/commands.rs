@@ -15,13 +15,16 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use nightshift_agent::{
     agent,
+    checks::{self, Beside, Check},
     config::{self, Overrides, Settings},
     logging::{self, LogStore},
     model,
     paths::Surroundings,
-    probe, runtime,
+    probe::{self, Observation},
+    runtime,
 };
 use prost::Message as _;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -285,6 +288,14 @@ fn describe(status: &runtime::Status) -> String {
     }
 }
 
+/// What `probe --json` prints.
+#[derive(Debug, Serialize)]
+struct Probed<'a> {
+    #[serde(flatten)]
+    observation: &'a Observation,
+    checks: &'a [Check],
+}
+
 fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
     let state_dir = Surroundings::here().state_dir().unwrap_or_else(|| PathBuf::from("/"));
     // Before the agent first ran its directory is not there, but the disk it will be on is.
@@ -294,7 +305,12 @@ fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
     let mut probe = probe::native(options).context("cannot start the probe")?;
     probe.settle();
     let seen = probe.observe();
-    let text = if arguments.json { serde_json::to_string(&seen)? } else { probe::text::describe(&seen) };
+    let checks = checks::checks(&seen, &Beside::default());
+    let text = if arguments.json {
+        serde_json::to_string(&Probed { observation: &seen, checks: &checks })?
+    } else {
+        format!("{}\n{}", probe::text::describe(&seen), checks::describe(&checks))
+    };
     writeln!(io::stdout().lock(), "{}", text.trim_end()).context("cannot write to stdout")?;
     Ok(ExitCode::SUCCESS)
 }

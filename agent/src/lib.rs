@@ -23,6 +23,7 @@
 //! ```
 
 pub mod agent;
+pub mod checks;
 pub mod config;
 pub mod durable;
 pub mod epochs;

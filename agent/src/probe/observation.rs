@@ -236,6 +236,7 @@ impl Observation {
                 pressure_some_avg10_percent: self.memory.pressure_some_avg10_percent,
                 pressure_full_avg10_percent: self.memory.pressure_full_avg10_percent,
                 gpu_working_set_bytes: self.memory.gpu_working_set_bytes,
+                pressure_level: self.memory.pressure_level,
             }),
             load_1m: self.load_1m,
             cpu_count: self.cpu_count.unwrap_or_default(),
@@ -249,6 +250,88 @@ impl Observation {
             problems: self.problems.clone(),
             memory_debt: None,
             rdma_starts: None,
+            thunderbolt: self.thunderbolt.as_ref().map(Thunderbolt::to_proto),
+            preflight: self.preflight.as_ref().map(Preflight::to_proto),
+            tool_problems: self.tool_problems.iter().map(ToolProblem::to_proto).collect(),
+            checks: Vec::new(),
+        }
+    }
+}
+
+impl Thunderbolt {
+    fn to_proto(&self) -> v1::Thunderbolt {
+        v1::Thunderbolt {
+            ports: self.ports.iter().map(ThunderboltPort::to_proto).collect(),
+            rdma: Some(v1::Rdma {
+                enabled: self.rdma.enabled,
+                protection_domains_held: self.rdma.protection_domains_held,
+                protection_domains_most: self.rdma.protection_domains_most,
+            }),
+        }
+    }
+}
+
+impl ThunderboltPort {
+    fn to_proto(&self) -> v1::ThunderboltPort {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let peers = self.peers.iter().map(|peer| v1::ThunderboltPeer {
+            domain_uuid: peer.domain_uuid.clone(),
+            hardware_model: text(&peer.hardware_model),
+            rdma: peer.rdma,
+            behind_device: peer.behind_device,
+        });
+        let state = match self.rdma_state {
+            None => v1::RdmaPortState::Unspecified,
+            Some(RdmaPortState::Down) => v1::RdmaPortState::Down,
+            Some(RdmaPortState::Initializing) => v1::RdmaPortState::Initializing,
+            Some(RdmaPortState::Active) => v1::RdmaPortState::Active,
+        };
+        v1::ThunderboltPort {
+            receptacle: self.receptacle,
+            interface: text(&self.interface),
+            domain_uuid: text(&self.domain_uuid),
+            plugged: self.plugged,
+            speed_bits_per_s: self.speed_bits_per_s,
+            thunderbolt_5: self.thunderbolt_5,
+            peers: peers.collect(),
+            devices: self.devices.clone(),
+            bridged: self.bridged,
+            bridge: text(&self.bridge),
+            rdma_device: text(&self.rdma_device),
+            rdma_listed: self.rdma_listed,
+            rdma_state: state.into(),
+        }
+    }
+}
+
+impl Preflight {
+    fn to_proto(&self) -> v1::Preflight {
+        let file_vault = match self.file_vault {
+            None => v1::FileVault::Unspecified,
+            Some(FileVault::On) => v1::FileVault::On,
+            Some(FileVault::Off) => v1::FileVault::Off,
+            Some(FileVault::Changing) => v1::FileVault::Changing,
+        };
+        v1::Preflight {
+            sleep_min: self.sleep_min,
+            sleep_disabled: self.sleep_disabled,
+            auto_restart: self.auto_restart,
+            low_power_mode: self.low_power_mode,
+            scheduled_stops: self.scheduled_stops.clone(),
+            file_vault: file_vault.into(),
+            installs_macos: self.installs_macos,
+            installs_critical: self.installs_critical,
+        }
+    }
+}
+
+impl ToolProblem {
+    fn to_proto(&self) -> v1::ToolProblem {
+        v1::ToolProblem {
+            tool: self.tool.clone(),
+            hangs: self.hangs,
+            is_missing: self.is_missing,
+            problem: self.problem.clone(),
         }
     }
 }

@@ -3,7 +3,12 @@
 use nightshift_proto::v1;
 use tokio::sync::watch;
 
-use crate::{gang::starts::MAX_STARTS_PER_BOOT, memory_debt::MemoryDebt, probe::Observation};
+use crate::{
+    checks::{Beside, Check, checks},
+    gang::starts::MAX_STARTS_PER_BOOT,
+    memory_debt::MemoryDebt,
+    probe::Observation,
+};
 
 /// Of this boot.
 #[derive(Debug, Clone)]
@@ -18,9 +23,18 @@ impl Boot {
     /// The observation for the controller.
     #[must_use]
     pub fn with(&self, observation: &Observation) -> v1::Observation {
+        let memory_debt = self.memory_debt.look(observation.memory.wired_bytes);
+        let used = *self.rdma_starts.borrow();
+        let beside = Beside {
+            // The controller is told of it apart.
+            runtime: None,
+            stranded_bytes: memory_debt.stranded_bytes,
+            rdma_starts: Some((used, MAX_STARTS_PER_BOOT)),
+        };
         v1::Observation {
-            memory_debt: Some(self.memory_debt.look(observation.memory.wired_bytes)),
-            rdma_starts: Some(v1::RdmaStarts { used: *self.rdma_starts.borrow(), most: MAX_STARTS_PER_BOOT }),
+            checks: checks(observation, &beside).iter().map(Check::to_proto).collect(),
+            memory_debt: Some(memory_debt),
+            rdma_starts: Some(v1::RdmaStarts { used, most: MAX_STARTS_PER_BOOT }),
             ..observation.to_proto()
         }
     }

@@ -30,6 +30,18 @@ impl Network {
         Ok(Self { address, prefix_bits })
     }
 
+    /// The address that was given with it.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Whether both are the same subnet.
+    #[must_use]
+    pub fn is_same_subnet(&self, other: &Self) -> bool {
+        self.prefix_bits == other.prefix_bits && self.contains(other.address)
+    }
+
     /// Whether the address lies in it.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

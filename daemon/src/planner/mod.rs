@@ -14,6 +14,7 @@
 //!    back-off.
 
 mod assign;
+mod cables;
 mod check;
 mod choose;
 mod gangs;
@@ -22,6 +23,7 @@ mod question;
 mod rings;
 
 pub use assign::{Assignment, JobView, Layout, Limits, NodeView, RunningGangs, View, assign};
+pub use cables::{NodePorts, cables, strangers};
 pub use check::{Violation, check};
 pub use choose::choose;
 pub use links::{Interface, Network, NodeInterfaces, in_sight, links};

@@ -69,8 +69,9 @@ pub fn stops(text: &str) -> Vec<String> {
             Some((_, event)) => event.trim(),
             None => line,
         };
-        let what = event.split_ascii_whitespace().next()?;
-        matches!(what, "sleep" | "shutdown" | "restart").then(|| event.to_owned())
+        let mut words = event.split_ascii_whitespace();
+        let (what, at) = (words.next()?, words.next()?);
+        (matches!(what, "sleep" | "shutdown" | "restart") && at == "at").then(|| event.to_owned())
     });
     events.take(MOST_EVENTS).collect()
 }
@@ -124,6 +125,7 @@ mod tests {
         let expected = ["restart at 3:00AM every day", "shutdown at 11/27/26 04:00:00 by 'pmset'"];
         assert_eq!(stops(SCHEDULED), expected);
         assert_eq!(stops("No scheduled events\n"), [""; 0]);
+        assert_eq!(stops(DESKTOP), [""; 0], "a setting of that name is no event");
         assert_eq!(stops(""), [""; 0]);
     }
 

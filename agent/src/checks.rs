@@ -1,0 +1,624 @@
+//! What a person should know of this machine before a night: each thing with what was seen and what to do next. Pure, over an
+//! observation; what joins several nodes is the controller's.
+//!
+//! The promise: what could not be found out is said to be unknown, never to be well.
+
+use nightshift_proto::v1;
+use serde::Serialize;
+
+use crate::probe::{
+    Observation,
+    observation::{FileVault, Preflight, Thunderbolt, ThunderboltPort},
+};
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// The night may suffer.
+    Warn,
+    /// The night will fail, or may end at any time.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Stable, for programs: `sleep`, `file-vault`, ….
+    pub id: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// What was seen, in a sentence.
+    pub seen: String,
+    /// What to do next; empty where all is well.
+    pub next_step: String,
+}
+
+impl Check {
+    fn new(id: &'static str, level: Level, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { id, level, seen: seen.into(), next_step: next_step.into() }
+    }
+
+    fn ok(id: &'static str, seen: impl Into<String>) -> Self {
+        Self::new(id, Level::Ok, seen, "")
+    }
+
+    /// Nobody knows: worth a look before a night, and nothing is wrong for certain.
+    fn unknown(id: &'static str, what: &str, command: &str) -> Self {
+        Self::new(id, Level::Warn, format!("{what} is not known"), format!("see what `{command}` says"))
+    }
+
+    /// The message of the session protocol.
+    #[must_use]
+    pub fn to_proto(&self) -> v1::Check {
+        let level = match self.level {
+            Level::Ok => v1::CheckLevel::Ok,
+            Level::Warn => v1::CheckLevel::Warn,
+            Level::Fail => v1::CheckLevel::Fail,
+        };
+        v1::Check {
+            id: self.id.to_owned(),
+            level: level.into(),
+            seen: self.seen.clone(),
+            next_step: self.next_step.clone(),
+        }
+    }
+}
+
+/// What else this agent knows of its machine.
+#[derive(Debug, Clone, Default)]
+pub struct Beside<'a> {
+    /// Whether the Python runtime can be used; `None` where nobody has looked.
+    pub runtime: Option<Result<(), &'a str>>,
+    /// Wired beyond the least of this boot while nothing runs.
+    pub stranded_bytes: Option<u64>,
+    /// RDMA starts of this boot, and how many there may be; `None` where nobody counts.
+    pub rdma_starts: Option<(u32, u32)>,
+}
+
+const GIB: u64 = 1 << 30;
+
+/// Below this the agent cannot spool the results of a night in which the controller is away.
+const ENOUGH_DISK_BYTES: u64 = 10 * GIB;
+
+/// Below this nothing can be spooled at all.
+const LEAST_DISK_BYTES: u64 = GIB;
+
+/// Used swap beyond this is of something large that was here before: loading on top of it swaps again (FIELD-NOTES 4).
+const STALE_SWAP_BYTES: u64 = GIB;
+
+/// Wired memory beyond this is missing for a model.
+const STRANDED_BYTES: u64 = 2 * GIB;
+
+/// All of it, in the order in which a person would mend it.
+#[must_use]
+pub fn checks(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
+    let mut found = Vec::new();
+    found.extend(beside.runtime.map(runtime));
+    found.extend(memory(seen, beside));
+    found.extend(disk(seen));
+    found.extend(gpu(seen));
+    found.extend(seen.preflight.iter().flat_map(settings));
+    found.extend(seen.thunderbolt.iter().flat_map(|thunderbolt| links(seen, thunderbolt)));
+    found.extend(rdma_starts(beside));
+    found.extend(tools(seen));
+    found
+}
+
+fn runtime(runtime: Result<(), &str>) -> Check {
+    match runtime {
+        Ok(()) => Check::ok("runtime", "the Python runtime is ready"),
+        Err(problem) => Check::new("runtime", Level::Fail, problem, "run `cluster-agent runtime install`"),
+    }
+}
+
+fn memory(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
+    let mut found = Vec::new();
+    match seen.memory.swap_used_bytes {
+        Some(used) if used > STALE_SWAP_BYTES => found.push(Check::new(
+            "swap",
+            Level::Warn,
+            format!("{} of swap are in use", gigabytes(used)),
+            "close what is large, or restart this machine: a model loaded beside it will swap",
+        )),
+        Some(used) => found.push(Check::ok("swap", format!("{} of swap are in use", gigabytes(used)))),
+        None => found.push(Check::unknown("swap", "how much swap is in use", "sysctl vm.swapusage")),
+    }
+    match seen.memory.pressure_level {
+        Some(level @ (2 | 4)) => found.push(Check::new(
+            "memory-pressure",
+            if level == 4 { Level::Fail } else { Level::Warn },
+            format!("memory is short now (pressure level {level})"),
+            "close what is large before the night",
+        )),
+        Some(_) => found.push(Check::ok("memory-pressure", "memory is not short")),
+        None => {}
+    }
+    match beside.stranded_bytes {
+        Some(bytes) if bytes > STRANDED_BYTES => found.push(Check::new(
+            "wired-memory",
+            Level::Fail,
+            format!("{} more are wired than at the least of this boot, and no worker runs", gigabytes(bytes)),
+            "restart this machine: memory that a killed worker left wired comes back with the next boot only",
+        )),
+        Some(_) => found.push(Check::ok("wired-memory", "no worker left memory wired")),
+        None => {}
+    }
+    found
+}
+
+fn disk(seen: &Observation) -> Option<Check> {
+    let available = seen.disk_available_bytes?;
+    let told = format!("{} are free where the agent keeps its state", gigabytes(available));
+    Some(match available {
+        0..LEAST_DISK_BYTES => Check::new("disk", Level::Fail, told, "make room: results cannot be kept"),
+        LEAST_DISK_BYTES..ENOUGH_DISK_BYTES => {
+            Check::new("disk", Level::Warn, told, "make room before a long night")
+        }
+        _ => Check::ok("disk", told),
+    })
+}
+
+fn gpu(seen: &Observation) -> Option<Check> {
+    let gpu = seen.gpu.as_ref().filter(|gpu| gpu.present)?;
+    Some(match gpu.recovery_count {
+        None => Check::unknown("gpu", "how often the GPU was restarted", "ioreg -r -d 1 -c IOAccelerator"),
+        Some(0) => Check::ok("gpu", "the GPU was not restarted since boot"),
+        Some(count) => Check::new(
+            "gpu",
+            Level::Warn,
+            format!("the GPU was restarted {count} times since boot"),
+            "restart this machine before the night; if it happens again, see its gpuEvent reports in /Library/Logs/DiagnosticReports",
+        ),
+    })
+}
+
+fn settings(preflight: &Preflight) -> Vec<Check> {
+    let mut found = vec![match (preflight.sleep_disabled, preflight.sleep_min) {
+        (Some(true), _) | (_, Some(0)) => Check::ok("sleep", "it never goes to sleep"),
+        (_, Some(minutes)) => Check::new(
+            "sleep",
+            Level::Fail,
+            format!("it goes to sleep after {minutes} minutes"),
+            "run `sudo pmset -a sleep 0`",
+        ),
+        (_, None) => Check::unknown("sleep", "whether it goes to sleep", "pmset -g"),
+    }];
+    found.push(if preflight.scheduled_stops.is_empty() {
+        Check::ok("schedule", "no sleep, shutdown or restart is scheduled")
+    } else {
+        Check::new(
+            "schedule",
+            Level::Fail,
+            format!("scheduled: {}", preflight.scheduled_stops.join("; ")),
+            "run `sudo pmset repeat cancel` and `sudo pmset schedule cancelall`, or change the night window",
+        )
+    });
+    found.push(match (preflight.installs_macos, preflight.installs_critical) {
+        (Some(true), _) | (_, Some(true)) => Check::new(
+            "updates",
+            Level::Warn,
+            "updates install themselves, and restart this machine at night",
+            "turn that off in System Settings > General > Software Update > Automatic Updates",
+        ),
+        (Some(false), Some(false)) => Check::ok("updates", "updates do not install themselves"),
+        (None, _) | (_, None) => Check::unknown(
+            "updates",
+            "whether updates install themselves",
+            "defaults read /Library/Preferences/com.apple.SoftwareUpdate",
+        ),
+    });
+    found.push(match preflight.file_vault {
+        Some(FileVault::Off) => {
+            Check::ok("file-vault", "FileVault is off: it starts by itself after a restart")
+        }
+        Some(FileVault::On | FileVault::Changing) => Check::new(
+            "file-vault",
+            Level::Warn,
+            "FileVault is on: after a restart nothing runs here until somebody unlocks the disk",
+            "know that a restart at night takes this node out until the morning, or turn FileVault off",
+        ),
+        None => Check::unknown("file-vault", "whether FileVault is on", "fdesetup status"),
+    });
+    // Laptops do not have it, and have a battery.
+    if let Some(auto_restart) = preflight.auto_restart {
+        found.push(if auto_restart {
+            Check::ok("auto-restart", "it starts by itself when power returns")
+        } else {
+            let step = "run `sudo pmset -a autorestart 1`";
+            Check::new("auto-restart", Level::Warn, "it stays off when power returns", step)
+        });
+    }
+    if preflight.low_power_mode == Some(true) {
+        let step = "run `sudo pmset -a lowpowermode 0`";
+        found.push(Check::new("low-power", Level::Warn, "low power mode is on, at half the speed", step));
+    }
+    found
+}
+
+/// What this end of each cable says for itself.
+fn links(seen: &Observation, thunderbolt: &Thunderbolt) -> Vec<Check> {
+    let cabled = || thunderbolt.ports.iter().filter(|port| !port.peers.is_empty());
+    let mut found = Vec::new();
+    if cabled().next().is_none() {
+        return vec![Check::ok("thunderbolt", "no other Mac is on a Thunderbolt cable")];
+    }
+    found.push(match thunderbolt.rdma.enabled {
+        Some(true) => Check::ok("rdma", "RDMA is on"),
+        Some(false) => Check::new(
+            "rdma",
+            Level::Warn,
+            "RDMA is off",
+            "start this machine in Recovery (hold the power button), open Terminal, run `rdma_ctl enable`, and restart",
+        ),
+        None => Check::unknown("rdma", "whether RDMA is on", "rdma_ctl status"),
+    });
+    found.extend(cabled().map(|port| cable(seen, port)));
+    found
+}
+
+fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {
+    let at = format!("port {}", port.receptacle);
+    let fail = |what: String, step: String| Check::new("cable", Level::Warn, format!("{at}: {what}"), step);
+    let Some(name) = &port.interface else {
+        return Check::unknown(
+            "cable",
+            &format!("the interface of {at}"),
+            "networksetup -listallhardwareports",
+        );
+    };
+    if let Some(bridge) = &port.bridge {
+        return fail(
+            format!("{bridge} has taken {name}, so that it carries no RDMA"),
+            "run `cluster-agent link plan`, which says how to take it out".to_owned(),
+        );
+    }
+    let interface = seen.interfaces.iter().find(|interface| interface.name == *name);
+    match interface {
+        None => {
+            return fail(format!("{name} is no interface of this system"), "restart this machine".to_owned());
+        }
+        Some(interface) if !interface.up => {
+            return fail(format!("{name} is down"), format!("run `sudo ifconfig {name} up`"));
+        }
+        Some(interface) if interface.carrier == Some(false) => {
+            return fail(format!("{name} has no carrier"), "look at both plugs of the cable".to_owned());
+        }
+        Some(interface) if !interface.addresses.iter().any(|address| is_given_ipv4(address)) => {
+            return fail(
+                format!("{name} has no IPv4 address of its own"),
+                "wait some minutes after the cable was plugged in; else run `cluster-agent link plan`"
+                    .to_owned(),
+            );
+        }
+        Some(_) => {}
+    }
+    let speed =
+        port.speed_bits_per_s.map_or_else(String::new, |bits| format!(" at {} Gb/s", bits / 1_000_000_000));
+    Check::ok("cable", format!("{at}: {name} is up{speed}"))
+}
+
+/// An IPv4 address that somebody gave, not one made up for want of it.
+fn is_given_ipv4(address: &str) -> bool {
+    let address = address.split('/').next().and_then(|text| text.parse::<std::net::Ipv4Addr>().ok());
+    address.is_some_and(|address| !address.is_link_local())
+}
+
+fn rdma_starts(beside: &Beside<'_>) -> Option<Check> {
+    let (used, most) = beside.rdma_starts.filter(|(used, _)| *used > 0)?;
+    let told = format!("{used} of {most} starts over RDMA of this boot are used");
+    Some(if used >= most {
+        Check::new("rdma-starts", Level::Warn, told, "restart this machine: until then its jobs run over TCP")
+    } else {
+        Check::ok("rdma-starts", told)
+    })
+}
+
+/// A tool that hangs says something about the machine; one that fails is told of where its answer is missed.
+fn tools(seen: &Observation) -> Vec<Check> {
+    let hung = seen.tool_problems.iter().filter(|problem| problem.hangs);
+    hung.map(|problem| {
+        Check::new(
+            "tool-hangs",
+            Level::Fail,
+            problem.problem.clone(),
+            "restart this machine: what it asks for does not answer any more",
+        )
+    })
+    .collect()
+}
+
+/// As a person reads them: what is to be mended first, with the next step under each.
+#[must_use]
+pub fn describe(checks: &[Check]) -> String {
+    let mut sorted: Vec<&Check> = checks.iter().collect();
+    sorted.sort_by_key(|check| std::cmp::Reverse(check.level));
+    let lines = sorted.into_iter().map(|check| {
+        let level = match check.level {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        let step =
+            if check.next_step.is_empty() { String::new() } else { format!("\n      {}", check.next_step) };
+        format!("{level:<6}{}{step}\n", check.seen)
+    });
+    lines.collect()
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{
+        Gpu, Interface, Memory,
+        observation::{Peer, Rdma, ToolProblem},
+    };
+
+    fn ready() -> Observation {
+        Observation {
+            memory: Memory { swap_used_bytes: Some(0), pressure_level: Some(1), ..Memory::default() },
+            gpu: Some(Gpu { present: true, name: "Apple M4".to_owned(), recovery_count: Some(0) }),
+            disk_available_bytes: Some(500 * GIB),
+            interfaces: vec![Interface {
+                name: "en3".to_owned(),
+                up: true,
+                carrier: Some(true),
+                addresses: vec!["10.99.0.1/30".to_owned()],
+                ..Interface::default()
+            }],
+            thunderbolt: Some(Thunderbolt {
+                ports: vec![
+                    ThunderboltPort {
+                        receptacle: 1,
+                        interface: Some("en3".to_owned()),
+                        speed_bits_per_s: Some(80_000_000_000),
+                        peers: vec![Peer { domain_uuid: "B1".to_owned(), ..Peer::default() }],
+                        ..ThunderboltPort::default()
+                    },
+                    ThunderboltPort { receptacle: 2, ..ThunderboltPort::default() },
+                ],
+                rdma: Rdma { enabled: Some(true), ..Rdma::default() },
+            }),
+            preflight: Some(Preflight {
+                sleep_min: Some(0),
+                sleep_disabled: None,
+                auto_restart: Some(true),
+                low_power_mode: Some(false),
+                scheduled_stops: Vec::new(),
+                file_vault: Some(FileVault::Off),
+                installs_macos: Some(false),
+                installs_critical: Some(false),
+            }),
+            ..Observation::default()
+        }
+    }
+
+    fn beside() -> Beside<'static> {
+        Beside { runtime: Some(Ok(())), stranded_bytes: Some(0), rdma_starts: Some((0, 5)) }
+    }
+
+    /// What is not well, after a change.
+    fn after(
+        change: impl FnOnce(&mut Observation, &mut Beside<'static>),
+    ) -> Vec<(&'static str, Level, String)> {
+        let (mut seen, mut beside) = (ready(), beside());
+        change(&mut seen, &mut beside);
+        let found = checks(&seen, &beside);
+        for check in &found {
+            assert_eq!(check.level == Level::Ok, check.next_step.is_empty(), "{check:?}");
+        }
+        let bad = found.into_iter().filter(|check| check.level != Level::Ok);
+        bad.map(|check| (check.id, check.level, check.seen)).collect()
+    }
+
+    fn settings(seen: &mut Observation) -> &mut Preflight {
+        seen.preflight.as_mut().unwrap()
+    }
+
+    fn port(seen: &mut Observation) -> &mut ThunderboltPort {
+        &mut seen.thunderbolt.as_mut().unwrap().ports[0]
+    }
+
+    #[test]
+    fn a_machine_set_up_for_the_night_has_nothing_to_mend() {
+        assert_eq!(after(|_, _| {}), []);
+        let ids: Vec<_> = checks(&ready(), &beside()).into_iter().map(|check| check.id).collect();
+        let expected = [
+            "runtime",
+            "swap",
+            "memory-pressure",
+            "wired-memory",
+            "disk",
+            "gpu",
+            "sleep",
+            "schedule",
+            "updates",
+            "file-vault",
+            "auto-restart",
+            "rdma",
+            "cable",
+        ];
+        assert_eq!(ids, expected);
+    }
+
+    #[test]
+    fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
+        use Level::{Fail, Warn};
+        type Change = fn(&mut Observation, &mut Beside<'static>);
+        let rows: [(Change, &str, Level, &str); 24] = [
+            (|_, of| of.runtime = Some(Err("mlx is missing")), "runtime", Fail, "mlx is missing"),
+            (
+                |of, _| of.memory.swap_used_bytes = Some(5_000_000_000),
+                "swap",
+                Warn,
+                "5.0 GB of swap are in use",
+            ),
+            (
+                |of, _| of.memory.pressure_level = Some(2),
+                "memory-pressure",
+                Warn,
+                "memory is short now (pressure level 2)",
+            ),
+            (
+                |of, _| of.memory.pressure_level = Some(4),
+                "memory-pressure",
+                Fail,
+                "memory is short now (pressure level 4)",
+            ),
+            (
+                |_, of| of.stranded_bytes = Some(40_000_000_000),
+                "wired-memory",
+                Fail,
+                "40.0 GB more are wired than at the least of this boot, and no worker runs",
+            ),
+            (
+                |of, _| of.disk_available_bytes = Some(5_000_000_000),
+                "disk",
+                Warn,
+                "5.0 GB are free where the agent keeps its state",
+            ),
+            (
+                |of, _| of.disk_available_bytes = Some(0),
+                "disk",
+                Fail,
+                "0.0 GB are free where the agent keeps its state",
+            ),
+            (
+                |of, _| of.gpu.as_mut().unwrap().recovery_count = Some(3),
+                "gpu",
+                Warn,
+                "the GPU was restarted 3 times since boot",
+            ),
+            (|of, _| settings(of).sleep_min = Some(10), "sleep", Fail, "it goes to sleep after 10 minutes"),
+            (
+                |of, _| settings(of).scheduled_stops = vec!["restart at 3:00AM".to_owned()],
+                "schedule",
+                Fail,
+                "scheduled: restart at 3:00AM",
+            ),
+            (
+                |of, _| settings(of).installs_macos = Some(true),
+                "updates",
+                Warn,
+                "updates install themselves, and restart this machine at night",
+            ),
+            (
+                |of, _| settings(of).installs_critical = Some(true),
+                "updates",
+                Warn,
+                "updates install themselves, and restart this machine at night",
+            ),
+            (
+                |of, _| settings(of).file_vault = Some(FileVault::Changing),
+                "file-vault",
+                Warn,
+                "FileVault is on: after a restart nothing runs here until somebody unlocks the disk",
+            ),
+            (
+                |of, _| settings(of).auto_restart = Some(false),
+                "auto-restart",
+                Warn,
+                "it stays off when power returns",
+            ),
+            (
+                |of, _| settings(of).low_power_mode = Some(true),
+                "low-power",
+                Warn,
+                "low power mode is on, at half the speed",
+            ),
+            (
+                |of, _| of.thunderbolt.as_mut().unwrap().rdma.enabled = Some(false),
+                "rdma",
+                Warn,
+                "RDMA is off",
+            ),
+            (
+                |of, _| port(of).bridge = Some("bridge0".to_owned()),
+                "cable",
+                Warn,
+                "port 1: bridge0 has taken en3, so that it carries no RDMA",
+            ),
+            (|of, _| of.interfaces.clear(), "cable", Warn, "port 1: en3 is no interface of this system"),
+            (|of, _| of.interfaces[0].up = false, "cable", Warn, "port 1: en3 is down"),
+            (|of, _| of.interfaces[0].carrier = Some(false), "cable", Warn, "port 1: en3 has no carrier"),
+            (
+                |of, _| {
+                    of.interfaces[0].addresses = vec!["169.254.1.2/16".to_owned(), "fe80::1/64".to_owned()]
+                },
+                "cable",
+                Warn,
+                "port 1: en3 has no IPv4 address of its own",
+            ),
+            (
+                |_, of| of.rdma_starts = Some((5, 5)),
+                "rdma-starts",
+                Warn,
+                "5 of 5 starts over RDMA of this boot are used",
+            ),
+            (|of, _| port(of).interface = None, "cable", Warn, "the interface of port 1 is not known"),
+            (
+                |of, _| {
+                    of.tool_problems.push(ToolProblem {
+                        tool: "ibv_devinfo".to_owned(),
+                        hangs: true,
+                        is_missing: false,
+                        problem: "ibv_devinfo does not answer: it was given 5000 ms".to_owned(),
+                    });
+                },
+                "tool-hangs",
+                Fail,
+                "ibv_devinfo does not answer: it was given 5000 ms",
+            ),
+        ];
+        for (change, id, level, sentence) in rows {
+            assert_eq!(after(change), [(id, level, sentence.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_said_to_be_well() {
+        let unknown = after(|of, _| {
+            of.memory.swap_used_bytes = None;
+            of.gpu.as_mut().unwrap().recovery_count = None;
+            of.preflight = Some(Preflight::default());
+            of.thunderbolt.as_mut().unwrap().rdma.enabled = None;
+        });
+        let ids: Vec<_> = unknown.iter().map(|(id, ..)| *id).collect();
+        assert_eq!(ids, ["swap", "gpu", "sleep", "updates", "file-vault", "rdma"]);
+        assert!(
+            unknown.iter().all(|(_, level, seen)| *level == Level::Warn && seen.ends_with("is not known"))
+        );
+    }
+
+    #[test]
+    fn the_worst_is_read_first_with_what_to_do() {
+        let (mut seen, beside) = (ready(), beside());
+        settings(&mut seen).sleep_min = Some(10);
+        settings(&mut seen).auto_restart = Some(false);
+        let told = describe(&checks(&seen, &beside));
+        let head = "FAIL  it goes to sleep after 10 minutes\n      run `sudo pmset -a sleep 0`\n\
+                    warn  it stays off when power returns\n      run `sudo pmset -a autorestart 1`\n\
+                    ok    the Python runtime is ready\n";
+        assert!(told.starts_with(head), "{told}");
+    }
+
+    #[test]
+    fn a_machine_without_cables_or_of_another_kind_is_told_less() {
+        let alone = after(|of, _| {
+            of.thunderbolt.as_mut().unwrap().ports[0].peers.clear();
+            of.thunderbolt.as_mut().unwrap().rdma.enabled = Some(false);
+        });
+        assert_eq!(alone, [], "RDMA that nothing could use is no matter");
+        let linux = after(|of, of_boot| {
+            (of.thunderbolt, of.preflight, of.gpu) = (None, None, Some(Gpu::default()));
+            (of.memory.pressure_level, of_boot.rdma_starts) = (None, None);
+        });
+        assert_eq!(linux, []);
+    }
+}
