@@ -1,6 +1,7 @@
 //! The one task that owns the state. It takes messages in one at a time, lets the recovery machine decide, and carries
 //! the effects out in order; nothing else changes the state. All I/O of a decision happens here or is started here.
 
+mod diagnosis;
 mod effects;
 mod handle;
 mod logs;
@@ -90,6 +91,8 @@ struct Display {
     agent_version: String,
     /// What its configuration lets a model take; 0: nothing said.
     memory_budget_bytes: u64,
+    /// How far its clock is ahead of this one, by its last heartbeat; the way of that heartbeat included.
+    clock_ahead_ms: Option<i64>,
 }
 
 struct Driver {

@@ -184,6 +184,14 @@ impl Handle {
         self.ask(|reply| Request::ExplainNode { node, reply }).await?
     }
 
+    /// What a person should know and do before a night, of one node or of all.
+    ///
+    /// # Errors
+    /// When there is no such node, or the controller is stopping.
+    pub async fn diagnose(&self, node: Option<NodeId>) -> Result<v1::Diagnosis, Refusal> {
+        self.ask(|reply| Request::Diagnose { node, reply }).await?
+    }
+
     /// Jobs, oldest first.
     ///
     /// # Errors

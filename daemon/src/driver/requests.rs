@@ -23,6 +23,7 @@ pub(super) enum Request {
     Report { since_unix_ms: u64, reply: oneshot::Sender<v1::Report> },
     ExplainJob { job: JobId, reply: Reply<v1::Explanation> },
     ExplainNode { node: NodeId, reply: Reply<v1::Explanation> },
+    Diagnose { node: Option<NodeId>, reply: Reply<v1::Diagnosis> },
     Jobs { finished_too: bool, reply: oneshot::Sender<Vec<v1::Job>> },
     Job { job: JobId, reply: Reply<v1::Job> },
     JobFiles { job: JobId, reply: Reply<JobFiles> },
@@ -46,6 +47,7 @@ impl Driver {
             Request::Report { since_unix_ms, reply } => _ = reply.send(self.report_view(since_unix_ms)),
             Request::ExplainJob { job, reply } => _ = reply.send(self.explain_job(job)),
             Request::ExplainNode { node, reply } => _ = reply.send(self.explain_node(node)),
+            Request::Diagnose { node, reply } => _ = reply.send(self.diagnose(node)),
             Request::Jobs { finished_too, reply } => _ = reply.send(self.jobs_view(finished_too)),
             Request::Job { job, reply } => _ = reply.send(self.job_or_refusal(job)),
             Request::JobFiles { job, reply } => _ = reply.send(self.job_files(job)),
@@ -213,8 +215,13 @@ impl Driver {
         }
         self.apply(Event::Heard { node: node.clone(), session }, &[]).await;
         match body {
-            // The second hello of a connection means nothing; heartbeats have been heard already.
-            FromAgent::Hello(_) | FromAgent::Heartbeat(_) => {}
+            // The second hello of a connection means nothing; that it was heard is noted above.
+            FromAgent::Hello(_) => {}
+            FromAgent::Heartbeat(heartbeat) => {
+                let ahead_ms = i128::from(heartbeat.sent_unix_ms) - i128::from(self.now().unix_ms);
+                let display = self.displays.entry(node).or_default();
+                display.clock_ahead_ms = i64::try_from(ahead_ms).ok();
+            }
             FromAgent::SpoolReplayed(_) => self.apply(Event::SpoolReplayed { node, session }, &[]).await,
             FromAgent::Observation(observation) => {
                 let display = self.displays.entry(node.clone()).or_default();

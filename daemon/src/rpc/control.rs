@@ -117,6 +117,15 @@ impl ControlService for Control {
         explained.map(Response::new).map_err(status_of)
     }
 
+    async fn diagnose(
+        &self,
+        request: Request<v1::DiagnoseRequest>,
+    ) -> Result<Response<v1::Diagnosis>, Status> {
+        let v1::DiagnoseRequest { node_id } = request.into_inner();
+        let node = (!node_id.is_empty()).then(|| NodeId::from(node_id.as_str()));
+        self.driver.diagnose(node).await.map(Response::new).map_err(status_of)
+    }
+
     async fn list_jobs(
         &self,
         request: Request<v1::ListJobsRequest>,
