@@ -272,7 +272,7 @@ fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {
     if let Some(bridge) = &port.bridge {
         return fail(
             format!("{bridge} has taken {name}, so that it carries no RDMA"),
-            "run `cluster-agent link plan`, which says how to take it out".to_owned(),
+            format!("run `sudo ifconfig {bridge} deletem {name}`: it holds until the next restart"),
         );
     }
     let interface = seen.interfaces.iter().find(|interface| interface.name == *name);
@@ -289,8 +289,10 @@ fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {
         Some(interface) if !interface.addresses.iter().any(|address| is_given_ipv4(address)) => {
             return fail(
                 format!("{name} has no IPv4 address of its own"),
-                "wait some minutes after the cable was plugged in; else run `cluster-agent link plan`"
-                    .to_owned(),
+                format!(
+                    "wait some minutes after the cable was plugged in; if none comes, give it one: for example \
+                     `sudo ifconfig {name} 10.99.0.1/30`, and 10.99.0.2/30 at the other end"
+                ),
             );
         }
         Some(_) => {}

@@ -69,6 +69,8 @@ pub enum Command {
     Job(commands::job::Args),
     /// Say why a job or a node is where it is, rule by rule
     Explain(commands::explain::Args),
+    /// Look before a night: what is to be mended on which machine and cable, with the next step
+    Doctor(commands::doctor::Args),
     /// Watch jobs live until they end
     Watch(commands::watch::Args),
     /// Print the results of a job as JSON Lines, also while it runs
@@ -106,6 +108,7 @@ impl Command {
             Command::Jobs(args) => commands::jobs::run(args, app).await,
             Command::Job(args) => commands::job::run(args, app).await,
             Command::Explain(args) => commands::explain::run(args, app).await,
+            Command::Doctor(args) => commands::doctor::run(args, app).await,
             Command::Watch(args) => commands::watch::run(args, app).await,
             Command::Results(args) => commands::results::run(args, app).await,
             Command::Cancel(args) => commands::cancel::run(args, app).await,

@@ -207,6 +207,12 @@ impl Client {
         answer(address, rpc.explain(request)).await.map_err(look_in(ALL_NODES))
     }
 
+    /// `Diagnose`, of one node, or with an empty name of all.
+    pub async fn diagnose(&mut self, node_id: String) -> Result<v1::Diagnosis> {
+        let Client { rpc, address } = self;
+        answer(address, rpc.diagnose(v1::DiagnoseRequest { node_id })).await.map_err(look_in(ALL_NODES))
+    }
+
     /// `ListJobs`.
     pub async fn jobs(&mut self, all: bool) -> Result<Vec<v1::Job>> {
         let Client { rpc, address } = self;

@@ -1,12 +1,12 @@
 //! The exit codes of `clusterctl`. They are public API: scripts may rely on them, and a change is a breaking change.
 //!
-//! | code | `status` | `plan` | `watch`, `submit --watch` | everything else |
-//! | --- | --- | --- | --- | --- |
-//! | 0 | healthy | it fits | every job followed has completed | done |
-//! | 1 | degraded: something needs a person's eye | it does not fit, or there is nothing to plan with | a job failed or was cancelled | refused or failed; nothing was changed unless said |
-//! | 2 | unreachable | unreachable | unreachable, or lost for longer than it waits | unreachable, or the connection broke |
-//! | 64 | the command line is wrong | same | same | same |
-//! | 130 | — | stopped with Ctrl-C | left with Ctrl-C; the jobs go on | stopped with Ctrl-C |
+//! | code | `status` | `doctor` | `plan` | `watch`, `submit --watch` | everything else |
+//! | --- | --- | --- | --- | --- | --- |
+//! | 0 | healthy | nothing will end a night | it fits | every job followed has completed | done |
+//! | 1 | degraded: something needs a person's eye | something will, or may at any time | it does not fit, or there is nothing to plan with | a job failed or was cancelled | refused or failed; nothing was changed unless said |
+//! | 2 | unreachable | unreachable | unreachable | unreachable, or lost for longer than it waits | unreachable, or the connection broke |
+//! | 64 | the command line is wrong | same | same | same | same |
+//! | 130 | — | — | stopped with Ctrl-C | left with Ctrl-C; the jobs go on | stopped with Ctrl-C |
 //!
 //! A reader that goes away (`clusterctl results j7 | head`) is no error: the exit code is 0.
 
@@ -49,8 +49,8 @@ impl From<Exit> for ExitCode {
 /// What `clusterctl --help` says about them.
 pub(crate) const HELP: &str = "\
 Exit codes:
-  0    done; status: healthy; plan: it fits
-  1    refused or failed; status: degraded; plan: it does not fit
+  0    done; status: healthy; doctor: nothing will end a night; plan: it fits
+  1    refused or failed; status: degraded; doctor: something will; plan: it does not fit
   2    the controller is unreachable
   64   wrong usage
   130  stopped with Ctrl-C";

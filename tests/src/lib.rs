@@ -24,6 +24,7 @@ pub mod control;
 pub mod dirs;
 pub mod faults;
 pub mod logs;
+pub mod mac;
 pub mod models;
 pub mod netns;
 pub mod ports;

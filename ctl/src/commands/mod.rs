@@ -3,6 +3,7 @@
 pub mod cancel;
 pub mod completions;
 pub mod demo;
+pub mod doctor;
 pub mod drain;
 pub mod events;
 pub mod explain;

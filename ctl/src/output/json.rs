@@ -7,6 +7,7 @@
 //! | `jobs` | `{"jobs":[`[`JobView`](super::views::JobView)`, …]}` |
 //! | `job`, `cancel`, `pause`, `resume` | one `JobView` |
 //! | `explain` | one [`ExplainView`](super::views::ExplainView) |
+//! | `doctor` | one [`DoctorView`](super::views::DoctorView) |
 //! | `nodes` | `{"nodes":[`[`NodeView`](super::views::NodeView)`, …]}` |
 //! | `drain`, `undrain` | one `NodeView` |
 //! | `submit` | one [`SubmitView`](super::views::SubmitView), for a refusal too (exit code 1); with `--watch`, one line, and then the lines of `watch` |

@@ -36,6 +36,8 @@ pub(crate) struct World {
     pub(crate) plan: Option<v1::PlanReply>,
     /// What `Explain` says of every job and node.
     pub(crate) rulings: Vec<v1::Ruling>,
+    /// The answer to `Diagnose` of any node there is.
+    pub(crate) diagnosis: v1::Diagnosis,
     /// The answer to `GetReport`.
     pub(crate) report: v1::Report,
     /// So many `Submit` calls are cut off before an answer.
@@ -151,6 +153,18 @@ impl ControlService for Service {
             v1::explanation::About::Node(node)
         };
         Ok(Response::new(v1::Explanation { about: Some(about), rulings: self.0.rulings.clone() }))
+    }
+
+    async fn diagnose(
+        &self,
+        request: Request<v1::DiagnoseRequest>,
+    ) -> Result<Response<v1::Diagnosis>, Status> {
+        let v1::DiagnoseRequest { node_id } = request.into_inner();
+        self.0.note(format!("diagnose node={node_id:?}"));
+        if !node_id.is_empty() && self.0.status.nodes.iter().all(|node| node.node_id != node_id) {
+            return Err(Status::not_found(format!("there is no node {node_id}")));
+        }
+        Ok(Response::new(self.0.diagnosis.clone()))
     }
 
     async fn list_jobs(

@@ -8,6 +8,7 @@
 mod bench;
 mod canned;
 mod demo;
+mod doctor;
 mod errors;
 mod events;
 mod explain;

@@ -209,8 +209,9 @@ impl Flaw {
             Self::NoInterface(node) => {
                 format!("on {node}, run `networksetup -listallhardwareports`: each Thunderbolt port must be listed")
             }
-            Self::Bridged { node, interface, .. } => {
-                format!("on {node}, take {interface} out of the bridge: `cluster-agent link plan` says how")
+            Self::Bridged { node, interface, bridge } => {
+                let bridge = if bridge.is_empty() { "bridge0" } else { bridge };
+                format!("on {node}, run `sudo ifconfig {bridge} deletem {interface}`: it holds until the next restart")
             }
             Self::InterfaceDown { node, interface } => {
                 format!("on {node}, run `sudo ifconfig {interface} up`, and look at both plugs of the cable")
@@ -218,9 +219,9 @@ impl Flaw {
             Self::NoAddress { node, interface } => {
                 format!("an address can take some minutes after a cable was plugged in; if none comes, give {interface} of {node} one")
             }
-            Self::Subnets => {
-                "give both ends addresses in one network of their own: `cluster-agent link plan` says how".to_owned()
-            }
+            Self::Subnets => "give each end an address in one network of their own: for example, for an interface en5, \
+                              `sudo ifconfig en5 10.99.0.1/30` at one end and 10.99.0.2/30 at the other"
+                .to_owned(),
             Self::RdmaOff(node) => format!(
                 "start {node} in Recovery (hold the power button), open Terminal, run `rdma_ctl enable`, and restart: \
                  only a person in front of it can"

@@ -96,6 +96,7 @@ fn cable(a: &Place<'_>, b: &Place<'_>) -> Cable {
     }
     flaws.extend(speed_flaws(a, b));
     for (place, seen_as) in [(a, peers[1]), (b, peers[0])] {
+        flaws.extend(bridge_flaw(place));
         flaws.extend(link_flaw(place));
         flaws.extend(rdma_flaw(place, seen_as));
     }
@@ -110,7 +111,9 @@ fn cable(a: &Place<'_>, b: &Place<'_>) -> Cable {
     } else {
         CableClass::Tcp
     };
-    flaws.sort_by_key(|flaw| (flaw.is_harmless(), flaw.is_of_rdma_only()));
+    // An address goes with the interface that a bridge takes.
+    let is_bridge = |flaw: &Flaw| matches!(flaw, Flaw::Bridged { .. });
+    flaws.sort_by_key(|flaw| (flaw.is_harmless(), !is_bridge(flaw), flaw.is_of_rdma_only()));
     Cable { a: a.end(), b: b.end(), class, flaws }
 }
 
@@ -129,23 +132,23 @@ fn speed_flaws(a: &Place<'_>, b: &Place<'_>) -> Vec<Flaw> {
     slow.map(|speed| Flaw::SlowCable { gigabits_per_s: speed / 1_000_000_000 }).into_iter().collect()
 }
 
+/// A bridge that has taken the interface of one end.
+fn bridge_flaw(place: &Place<'_>) -> Option<Flaw> {
+    let interface = place.port.interface.clone().filter(|_| place.port.bridged == Some(true))?;
+    let (node, bridge) = (place.of.node.clone(), place.port.bridge.clone().unwrap_or_default());
+    Some(Flaw::Bridged { node, interface, bridge })
+}
+
 /// What keeps TCP from one end; at most one, the first to mend.
 fn link_flaw(place: &Place<'_>) -> Option<Flaw> {
     let node = place.of.node.clone();
-    let Some(name) = &place.port.interface else { return Some(Flaw::NoInterface(node)) };
     let Some(interface) = place.interface() else { return Some(Flaw::NoInterface(node)) };
     let interface_name = interface.name.clone();
     if !interface.usable {
         return Some(Flaw::InterfaceDown { node, interface: interface_name });
     }
-    if own_addresses(interface).next().is_none() {
-        return Some(Flaw::NoAddress { node, interface: interface_name });
-    }
-    (place.port.bridged == Some(true)).then(|| Flaw::Bridged {
-        node,
-        interface: name.clone(),
-        bridge: place.port.bridge.clone().unwrap_or_default(),
-    })
+    let has_address = own_addresses(interface).next().is_some();
+    (!has_address).then_some(Flaw::NoAddress { node, interface: interface_name })
 }
 
 /// What keeps RDMA from one end; at most one, the first to mend. `seen_as` is how the other end sees this one.
@@ -159,7 +162,7 @@ fn rdma_flaw(place: &Place<'_>, seen_as: Option<&PortPeer>) -> Option<Flaw> {
         return Some(Flaw::RdmaOff(node()));
     }
     if port.bridged == Some(true) {
-        // Said by the flaw of the link.
+        // That is said already.
         return None;
     }
     let device = || port.rdma_device.clone().unwrap_or_default();
@@ -248,13 +251,14 @@ mod tests {
         cables(&ports(macs))
     }
 
-    /// Class and sentences of the one cable, after a change to the first node.
-    fn after(change: impl FnOnce(&mut Mac)) -> (CableClass, Vec<String>) {
+    /// Class and flaws of the one cable, after a change to the first node.
+    fn after(change: impl FnOnce(&mut Mac)) -> (CableClass, String) {
         let mut macs = pair();
         change(&mut macs[0]);
         let found = joined(&macs);
         assert_eq!(found.len(), 1, "{found:?}");
-        (found[0].class, found[0].flaws.iter().map(ToString::to_string).collect())
+        let told: Vec<String> = found[0].flaws.iter().map(ToString::to_string).collect();
+        (found[0].class, told.join("; "))
     }
 
     fn port(mac: &mut Mac) -> &mut Port {
@@ -335,7 +339,7 @@ mod tests {
                     });
                 },
                 Down,
-                "bridge0 of a has no IPv4 address of its own yet",
+                "bridge0 of a has taken en3; bridge0 of a has no IPv4 address of its own yet",
             ),
             (
                 |mac| {
@@ -346,7 +350,7 @@ mod tests {
             ),
         ];
         for (index, (change, class, sentence)) in rows.into_iter().enumerate() {
-            assert_eq!(after(change), (class, vec![sentence.to_owned()]), "row {index}");
+            assert_eq!(after(change), (class, sentence.to_owned()), "row {index}");
         }
     }
 

@@ -26,6 +26,7 @@ mod generic_client;
 mod kills;
 mod ladder;
 mod links;
+mod macs;
 mod matrix;
 mod memory;
 mod plans;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             windows::cases(),
             disk_full::cases(),
             cli::cases(),
+            macs::cases(),
             plans::cases(),
             worker_units::cases(),
             bad_models::cases(),

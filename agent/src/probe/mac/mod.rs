@@ -28,6 +28,13 @@ use crate::util;
 /// A first survey is waited for so long by whoever needs all of it: every tool may take its limit.
 const FIRST_SURVEY_LIMIT: Duration = Duration::from_secs(60);
 
+/// No kernel tells of what changes in a directory, and scripts take no time.
+const SCRIPTED_PAUSES: Pauses = Pauses {
+    usual: Duration::from_millis(500),
+    while_changing: Duration::from_millis(500),
+    least: Duration::from_millis(200),
+};
+
 /// Probes a Mac.
 pub struct Mac {
     options: Options,
@@ -66,7 +73,7 @@ impl Mac {
     /// When the system gives no thread.
     pub fn scripted(options: Options, dir: &Path) -> io::Result<Self> {
         let tools = Tools::in_dirs(vec![dir.to_owned()]);
-        Self::start(options, Box::new(Scripted::new(dir)), tools, Pauses::default())
+        Self::start(options, Box::new(Scripted::new(dir)), tools, SCRIPTED_PAUSES)
     }
 }
 

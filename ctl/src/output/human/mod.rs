@@ -3,6 +3,7 @@
 //! Rules: a screen opens with a sentence that says how things are; nothing is wider than the screen; a pipe gets full,
 //! plain text; colour repeats what words already say.
 
+pub mod doctor;
 pub mod events;
 pub mod explain;
 mod forecast;

@@ -13,6 +13,7 @@ use nightshift_proto::v1;
 use serde::{Serialize, Serializer};
 
 mod cluster;
+mod doctor;
 mod explain;
 mod job;
 mod node;
@@ -22,6 +23,7 @@ mod report;
 pub use cluster::{
     ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
 };
+pub use doctor::{CableEndView, CableView, CheckView, DoctorView, FlawView, NodeDoctorView};
 pub use explain::{ExplainView, RulingView};
 pub use job::{ForecastView, JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};

@@ -1,0 +1,205 @@
+//! Macs that are scripts, from their tools to a person's screen: real agents, controller and `clusterctl`.
+
+use nightshift_tests::{
+    cluster::Cluster,
+    dirs::TestDir,
+    mac::{Mac, plug},
+    suite::{Case, case},
+    wait,
+};
+use serde_json::Value;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("macs::what_happens_to_a_cable_is_told_with_what_to_do", &[], cable),
+        case("macs::a_machine_that_is_not_set_up_for_the_night_is_told", &[], machine),
+    ]
+}
+
+/// Two Macs with a cable, each with an agent that has no Python runtime: nothing here runs a model.
+struct Macs {
+    cluster: Cluster,
+    macs: [Mac; 2],
+    dir: TestDir,
+}
+
+const NAMES: [&str; 2] = ["m1", "m2"];
+
+impl Macs {
+    async fn start(name: &str) -> Self {
+        let dir = TestDir::new(name);
+        let mut macs = NAMES.map(|name| Mac::new(dir.sub(name), name));
+        let [a, b] = &mut macs;
+        plug(a, b);
+        let cluster = Cluster::builder(name).allow(&["WARN *"]).start().await;
+        let mut macs = Self { cluster, macs, dir };
+        macs.apply();
+        for index in 0..NAMES.len() {
+            macs.start_agent(index);
+        }
+        macs
+    }
+
+    fn start_agent(&mut self, index: usize) {
+        let mut command = self.cluster.agent_command(NAMES[index], &self.dir.sub("no-runtime"));
+        command.arg("--scripted-mac").arg(self.macs[index].dir());
+        self.cluster.start_agent_with(NAMES[index], command);
+    }
+
+    fn apply(&self) {
+        self.macs.iter().for_each(Mac::apply);
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut [Mac; 2])) {
+        change(&mut self.macs);
+        self.apply();
+    }
+
+    async fn doctor(&self) -> Value {
+        self.cluster.ctl(&["doctor", "--output", "json"]).await.json()
+    }
+
+    /// The cable, when it is said to be so.
+    async fn cable_is(&self, class: &str, sentences: &[&str]) {
+        wait::eventually(&format!("the cable to be {class} {sentences:?}"), wait::SOON, async || {
+            let seen = self.doctor().await;
+            let cables = seen["cables"].as_array().cloned().unwrap_or_default();
+            let [cable] = cables.as_slice() else { return Err(format!("{cables:?}")) };
+            let flaws = cable["flaws"].as_array().cloned().unwrap_or_default();
+            let told: Vec<&str> = flaws.iter().filter_map(|flaw| flaw["sentence"].as_str()).collect();
+            if cable["class"] == class && told == sentences { Ok(()) } else { Err(cable.to_string()) }
+        })
+        .await;
+    }
+
+    async fn there_is_no_cable(&self) {
+        wait::eventually("no cable", wait::SOON, async || {
+            let seen = self.doctor().await["cables"].clone();
+            if seen == serde_json::json!([]) { Ok(()) } else { Err(seen.to_string()) }
+        })
+        .await;
+    }
+
+    /// What a node's check says, when it is of that level.
+    async fn check_is(&self, node: &str, id: &str, level: &str) -> String {
+        wait::eventually(&format!("{id} of {node} to be {level}"), wait::SOON, async || {
+            let seen = self.doctor().await;
+            let nodes = seen["nodes"].as_array().cloned().unwrap_or_default();
+            let node = nodes.iter().find(|seen| seen["id"] == node).cloned().unwrap_or_default();
+            let checks = node["checks"].as_array().cloned().unwrap_or_default();
+            let check = checks.iter().find(|check| check["id"] == id).cloned().unwrap_or_default();
+            let seen = check["seen"].as_str().unwrap_or_default().to_owned();
+            if check["level"] == level { Ok(seen) } else { Err(node.to_string()) }
+        })
+        .await
+    }
+}
+
+async fn cable() {
+    let mut macs = Macs::start("mac-cable").await;
+    macs.cable_is("rdma", &[]).await;
+
+    // After a reboot the bridge takes the port: with it goes the address.
+    macs.change(|[_, b]| b.ports[0].bridged = true);
+    macs.cable_is(
+        "down",
+        &["bridge0 of m2 has taken en3", "bridge0 of m2 has no IPv4 address of its own yet"],
+    )
+    .await;
+    macs.change(|[_, b]| b.ports[0].bridged = false);
+    macs.cable_is("rdma", &[]).await;
+
+    // Somebody turns RDMA off at one end: the port of the other one goes down.
+    macs.change(|[a, b]| {
+        a.rdma = false;
+        b.ports[0].plugged.as_mut().expect("it is plugged in").rdma = false;
+    });
+    macs.cable_is("tcp", &["RDMA is off on m1", "rdma_en3 of m2 is not active"]).await;
+    macs.change(|[a, b]| {
+        a.rdma = true;
+        b.ports[0].plugged.as_mut().expect("it is plugged in").rdma = true;
+    });
+    macs.cable_is("rdma", &[]).await;
+
+    // The cable comes out, and in again; its address takes a while.
+    let before = macs.macs.clone();
+    macs.change(|macs| {
+        for mac in macs {
+            mac.ports[0].plugged = None;
+            mac.ports[0].address = None;
+        }
+    });
+    macs.there_is_no_cable().await;
+    macs.change(|macs| {
+        *macs = before.clone();
+        macs[0].ports[0].address = None;
+    });
+    macs.cable_is("down", &["en3 of m1 has no IPv4 address of its own yet"]).await;
+    macs.change(|macs| *macs = before.clone());
+    macs.cable_is("rdma", &[]).await;
+
+    // `ibv_devinfo` hangs, which says something by itself.
+    macs.change(|[a, _]| a.devinfo_hangs = true);
+    macs.cable_is("tcp", &["not all is known of the RDMA of m1"]).await;
+    let hangs = macs.check_is("m1", "tool-hangs", "fail").await;
+    assert!(hangs.starts_with("ibv_devinfo does not answer"), "{hangs}");
+    macs.change(|[a, _]| a.devinfo_hangs = false);
+    macs.cable_is("rdma", &[]).await;
+
+    // A Mac of before Thunderbolt 5 may say that RDMA is on, and has no devices for ever.
+    macs.change(|[a, b]| {
+        a.thunderbolt_5 = false;
+        plug(a, b);
+        a.ports[0].plugged.as_mut().expect("it is plugged in").gigabits_per_s = 40;
+    });
+    macs.cable_is(
+        "tcp",
+        &[
+            "m1 has no rdma_en3 though RDMA is on",
+            "rdma_en3 of m2 is not active",
+            "the link runs at 40 Gb/s, and both ends can do more: it is the cable",
+        ],
+    )
+    .await;
+    macs.cluster.finish().await;
+}
+
+async fn machine() {
+    let mut macs = Macs::start("mac-machine").await;
+    let sleeps = macs.check_is("m1", "sleep", "ok").await;
+    assert_eq!(sleeps, "it never goes to sleep");
+    macs.change(|[a, _]| {
+        a.gpu_restarts = 2;
+        a.sleep_min = 10;
+    });
+    assert_eq!(macs.check_is("m1", "gpu", "warn").await, "the GPU was restarted 2 times since boot");
+
+    // An update of one of them, which reboots it. What changes rarely is looked at anew then, too.
+    macs.cluster.kill_agent("m1").await;
+    macs.change(|[a, _]| {
+        a.os_build = "25D201".to_owned();
+        a.boot = "M1-BOOT-2".to_owned();
+        a.gpu_restarts = 0;
+    });
+    macs.start_agent(0);
+    assert_eq!(macs.check_is("m1", "sleep", "fail").await, "it goes to sleep after 10 minutes");
+    macs.cable_is("rdma", &[]).await;
+    let screen = macs.cluster.ctl(&["doctor"]).await;
+    assert_eq!(screen.code, Some(1));
+    let runtime = "The Python runtime is not installed";
+    let screen: Vec<&str> = screen.stdout.lines().filter(|line| !line.contains(runtime)).collect();
+    let expected = "\
+3 things will fail a night or may end it, and 1 thing may make it worse.
+
+m1 (Mac16,9, macos 25D201)";
+    assert!(screen.join("\n").starts_with(expected), "{screen:#?}");
+    let told = screen.join("\n");
+    for line in [
+        "  FAIL  It goes to sleep after 10 minutes.\n        → Run `sudo pmset -a sleep 0`.",
+        "  ok    m1 (port 1) and m2 (port 1): ready for RDMA",
+        "  warn  The builds of macOS differ: 25D201 on m1; 25D125 on m2.\n        → Bring all nodes to the same build before a gang runs on them.",
+    ] {
+        assert!(told.contains(line), "{line}\nis not in\n{told}");
+    }
+    macs.cluster.finish().await;
+}
