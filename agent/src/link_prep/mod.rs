@@ -1,7 +1,13 @@
 //! Link preparation: the only code that may change a machine's network.
 //!
-//! There is none in this version, and the controller's request is refused, so that nothing rests on a preparation that
-//! did not happen.
+//! * [`address`] works out the addresses of both ends of a cable;
+//! * [`plan`] says what has to be changed, and what takes it back.
+//!
+//! Nothing carries a plan out in this version, and the controller's request is refused, so that nothing rests on a
+//! preparation that did not happen.
 
 /// What the controller is told.
 pub const REFUSAL: &str = "link preparation is not built into this version";
+
+pub mod address;
+pub mod plan;

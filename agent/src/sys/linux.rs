@@ -1,3 +1,5 @@
+//! What `/proc` tells of a process.
+
 use std::fs;
 
 use crate::probe::parse::linux::process_stat;
