@@ -1,13 +1,17 @@
 //! Link preparation: the only code that may change a machine's network.
 //!
 //! * [`address`] works out the addresses of both ends of a cable;
-//! * [`plan`] says what has to be changed, and what takes it back.
+//! * [`plan`] says what has to be changed, and what takes it back;
+//! * [`run`] changes it, with a journal.
 //!
-//! Nothing carries a plan out in this version, and the controller's request is refused, so that nothing rests on a
-//! preparation that did not happen.
+//! The controller's request is refused in this version, so that nothing rests on a preparation that did not happen.
 
 /// What the controller is told.
 pub const REFUSAL: &str = "link preparation is not built into this version";
 
 pub mod address;
 pub mod plan;
+pub mod run;
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! | [`thunderbolt`] | `system_profiler SPThunderboltDataType -json` |
 //! | [`ports`] | `networksetup -listallhardwareports` |
 //! | [`ifconfig`] | `ifconfig -a` |
+//! | [`route`] | `route -n get` |
 //! | [`rdma`] | `rdma_ctl status`, `ibv_devices`, `ibv_devinfo`, `ioclasscount` |
 //! | [`gpu`] | `ioreg -c IOAccelerator` |
 //! | [`sysctl`] | `sysctl` |
@@ -21,6 +22,7 @@ pub mod ports;
 pub mod power;
 pub mod rdma;
 pub mod reports;
+pub mod route;
 pub mod settings;
 pub mod sysctl;
 pub mod thunderbolt;
