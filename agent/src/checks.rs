@@ -272,7 +272,7 @@ fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {
     if let Some(bridge) = &port.bridge {
         return fail(
             format!("{bridge} has taken {name}, so that it carries no RDMA"),
-            format!("run `sudo ifconfig {bridge} deletem {name}`: it holds until the next restart"),
+            "run `cluster-agent link plan`, which says how to take it out, and `sudo cluster-agent link apply`".to_owned(),
         );
     }
     let interface = seen.interfaces.iter().find(|interface| interface.name == *name);
@@ -289,10 +289,9 @@ fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {
         Some(interface) if !interface.addresses.iter().any(|address| is_given_ipv4(address)) => {
             return fail(
                 format!("{name} has no IPv4 address of its own"),
-                format!(
-                    "wait some minutes after the cable was plugged in; if none comes, give it one: for example \
-                     `sudo ifconfig {name} 10.99.0.1/30`, and 10.99.0.2/30 at the other end"
-                ),
+                "wait some minutes after the cable was plugged in; if none comes, run `cluster-agent link plan` and \
+                 `sudo cluster-agent link apply`"
+                    .to_owned(),
             );
         }
         Some(_) => {}

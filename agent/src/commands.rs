@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. `runtime check` ends with 1 when the runtime is
 //! not fit.
 
+mod link;
+
 use std::{
     env,
     ffi::OsString,
@@ -13,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use link::Link;
 use nightshift_agent::{
     agent,
     checks::{self, Beside, Check},
@@ -47,6 +50,9 @@ enum Command {
     Probe(Probe),
     /// Print what a model on this machine consists of; reads no weights.
     Model(Model),
+    /// Prepare the Thunderbolt ports of this Mac for other Macs.
+    #[command(subcommand)]
+    Link(Link),
 }
 
 #[derive(Debug, Args)]
@@ -210,6 +216,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Probe(arguments) => print_probe(arguments),
         Command::Model(arguments) => print_model(&arguments),
+        Command::Link(command) => link::run(command),
     }
 }
 

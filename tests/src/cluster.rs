@@ -491,7 +491,9 @@ impl Cluster {
         self.finished = true;
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// The command line of one of the programs, with the environment of this cluster.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
         self.with_environment(Command::new(binaries::path(program)))
     }
 

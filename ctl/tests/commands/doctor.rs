@@ -63,7 +63,7 @@ fn diagnosis() -> v1::Diagnosis {
                 CableClass::Tcp,
                 vec![flaw(
                     "bridge0 of mini-2 has taken en6",
-                    "on mini-2, run `sudo ifconfig bridge0 deletem en6`: it holds until the next restart",
+                    "on mini-2, run `cluster-agent link plan`, which says what is missing, and `sudo cluster-agent link apply`",
                 )],
             ),
         ],

@@ -209,18 +209,16 @@ impl Flaw {
             Self::NoInterface(node) => {
                 format!("on {node}, run `networksetup -listallhardwareports`: each Thunderbolt port must be listed")
             }
-            Self::Bridged { node, interface, bridge } => {
-                let bridge = if bridge.is_empty() { "bridge0" } else { bridge };
-                format!("on {node}, run `sudo ifconfig {bridge} deletem {interface}`: it holds until the next restart")
-            }
+            Self::Bridged { node, .. } => prepared_by_command(node),
             Self::InterfaceDown { node, interface } => {
                 format!("on {node}, run `sudo ifconfig {interface} up`, and look at both plugs of the cable")
             }
-            Self::NoAddress { node, interface } => {
-                format!("an address can take some minutes after a cable was plugged in; if none comes, give {interface} of {node} one")
-            }
-            Self::Subnets => "give each end an address in one network of their own: for example, for an interface en5, \
-                              `sudo ifconfig en5 10.99.0.1/30` at one end and 10.99.0.2/30 at the other"
+            Self::NoAddress { node, .. } => format!(
+                "an address can take some minutes after a cable was plugged in; if none comes, {}",
+                prepared_by_command(node)
+            ),
+            Self::Subnets => "at both ends, run `cluster-agent link plan`, which says how they get addresses of one \
+                              network, and `sudo cluster-agent link apply`"
                 .to_owned(),
             Self::RdmaOff(node) => format!(
                 "start {node} in Recovery (hold the power button), open Terminal, run `rdma_ctl enable`, and restart: \
@@ -236,6 +234,12 @@ impl Flaw {
             Self::Unknown(node) => format!("see what `cluster-agent probe` says on {node}"),
         }
     }
+}
+
+fn prepared_by_command(node: &NodeId) -> String {
+    format!(
+        "on {node}, run `cluster-agent link plan`, which says what is missing, and `sudo cluster-agent link apply`"
+    )
 }
 
 impl fmt::Display for Flaw {

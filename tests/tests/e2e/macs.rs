@@ -106,6 +106,14 @@ async fn cable() {
         &["bridge0 of m2 has taken en3", "bridge0 of m2 has no IPv4 address of its own yet"],
     )
     .await;
+    let mut command = macs.cluster.command("cluster-agent");
+    command.args(["link", "plan", "--scripted-mac"]).arg(macs.macs[1].dir());
+    let planned = nightshift_tests::process::run(command).await;
+    // Which addresses follows from the two buses.
+    let expected = "sudo ifconfig bridge0 deletem en3\nsudo ifconfig en3 inet 10.207.ADDRESS/30 alias\n";
+    let address =
+        planned.stdout.split("10.207.").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    assert_eq!(planned.stdout, expected.replace("ADDRESS", address), "{}", planned.stderr);
     macs.change(|[_, b]| b.ports[0].bridged = false);
     macs.cable_is("rdma", &[]).await;
 
