@@ -2,6 +2,7 @@
 
 use std::io;
 
+use objc2_metal::MTLDevice as _;
 use sysctl::{Ctl, CtlValue, Sysctl as _};
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 };
 
 pub(super) fn probe(options: Options) -> io::Result<Box<dyn Probe>> {
-    Ok(Box::new(Mac::start(options, Box::new(MacOs), Tools::system(), Pauses::default())?))
+    Ok(Box::new(Mac::start(options, Box::new(MacOs::new()), Tools::system(), Pauses::default())?))
 }
 
 /// macOS tells in reports that come late (`JetsamEvent-*.ips`): evidence, not a count to compare.
@@ -29,7 +30,17 @@ pub(super) fn memory_kills() -> Option<u64> {
 
 /// The system this runs on.
 #[derive(Debug)]
-struct MacOs;
+struct MacOs {
+    /// Metal's, as it was at the start: it changes with `iogpu.wired_limit_mb` only, which is read apart.
+    recommended_working_set_bytes: Option<u64>,
+}
+
+impl MacOs {
+    fn new() -> Self {
+        let device = objc2_metal::MTLCreateSystemDefaultDevice();
+        Self { recommended_working_set_bytes: device.map(|device| device.recommendedMaxWorkingSetSize()) }
+    }
+}
 
 impl System for MacOs {
     fn identity(&mut self) -> Identity {
@@ -55,12 +66,12 @@ impl System for MacOs {
             pressure_level: number("kern.memorystatus_vm_pressure_level")
                 .and_then(|level| level.try_into().ok()),
             wired_limit_mib: number("iogpu.wired_limit_mb"),
-            recommended_working_set_bytes: None,
+            recommended_working_set_bytes: self.recommended_working_set_bytes,
         }
     }
 
     fn gpu(&mut self) -> Option<Accelerator> {
-        None
+        sys::accelerator()
     }
 
     fn load_1m(&mut self) -> Option<f64> {

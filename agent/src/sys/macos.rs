@@ -7,12 +7,18 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
+use core_foundation::{
+    base::{CFAllocatorRef, CFType, CFTypeRef, TCFType as _, kCFAllocatorDefault},
+    dictionary::{CFDictionary, CFDictionaryRef, CFMutableDictionaryRef},
+    number::CFNumber,
+    string::{CFString, CFStringRef},
+};
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use crate::probe::mac::system::Pages;
+use crate::probe::{mac::system::Pages, parse::mac::gpu::Accelerator};
 
 /// `SZOMB` of `<sys/proc.h>`.
 const ZOMBIE: u32 = 5;
@@ -122,4 +128,76 @@ pub fn carrier(interface: &str) -> Option<bool> {
     // SAFETY: the structure is what the call wants, and the list it may fill is said to be empty.
     unsafe { get_media(socket.as_raw_fd(), &raw mut request) }.ok()?;
     (request.status & STATUS_VALID != 0).then_some(request.status & STATUS_ACTIVE != 0)
+}
+
+/// `io_object_t` of `<IOKit/IOTypes.h>`.
+type IoObject = libc::mach_port_t;
+
+#[link(name = "IOKit", kind = "framework")]
+unsafe extern "C" {
+    fn IOServiceMatching(name: *const c_char) -> CFMutableDictionaryRef;
+    fn IOServiceGetMatchingService(main_port: libc::mach_port_t, matching: CFDictionaryRef) -> IoObject;
+    fn IORegistryEntryCreateCFProperty(
+        entry: IoObject,
+        key: CFStringRef,
+        allocator: CFAllocatorRef,
+        options: u32,
+    ) -> CFTypeRef;
+    fn IOObjectRelease(object: IoObject) -> libc::kern_return_t;
+}
+
+/// An entry of the registry, given back when it is dropped.
+struct Entry(IoObject);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // SAFETY: the entry is ours, and this is the only place that gives it back.
+        let _ = unsafe { IOObjectRelease(self.0) };
+    }
+}
+
+impl Entry {
+    fn property(&self, key: &str) -> Option<CFType> {
+        let key = CFString::new(key);
+        // SAFETY: entry and key live through the call, and whatever it gives is ours to release.
+        unsafe {
+            let value =
+                IORegistryEntryCreateCFProperty(self.0, key.as_concrete_TypeRef(), kCFAllocatorDefault, 0);
+            (!value.is_null()).then(|| CFType::wrap_under_create_rule(value))
+        }
+    }
+}
+
+/// The GPU, by its entry in the registry (FIELD-NOTES 3).
+#[must_use]
+pub fn accelerator() -> Option<Accelerator> {
+    // SAFETY: the name ends with a zero byte. The second call takes the dictionary over; port 0 is the main one.
+    let entry = unsafe {
+        let matching = IOServiceMatching(c"IOAccelerator".as_ptr());
+        if matching.is_null() {
+            return None;
+        }
+        IOServiceGetMatchingService(0, matching.cast_const())
+    };
+    if entry == 0 {
+        return None;
+    }
+    let entry = Entry(entry);
+    let statistics =
+        entry.property("PerformanceStatistics").and_then(|value| value.downcast_into::<CFDictionary>());
+    let statistic = |name: &str| {
+        let key = CFString::new(name);
+        let value = statistics.as_ref()?.find(key.as_CFTypeRef())?;
+        // SAFETY: the dictionary owns the value and lives on; wrapping it takes a reference of our own.
+        let value = unsafe { CFType::wrap_under_get_rule(value.cast()) };
+        value.downcast_into::<CFNumber>()?.to_i64().and_then(|number| u64::try_from(number).ok())
+    };
+    let text = |key: &str| Some(entry.property(key)?.downcast_into::<CFString>()?.to_string());
+    let cores = entry.property("gpu-core-count").and_then(|value| value.downcast_into::<CFNumber>());
+    Some(Accelerator {
+        model: text("model"),
+        cores: cores.and_then(|cores| cores.to_i64()).and_then(|cores| u32::try_from(cores).ok()),
+        recovery_count: statistic("recoveryCount"),
+        in_use_bytes: statistic("In use system memory"),
+    })
 }

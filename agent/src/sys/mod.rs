@@ -9,7 +9,7 @@ mod native;
 mod native;
 
 #[cfg(target_os = "macos")]
-pub use native::{carrier, load_1m, pages};
+pub use native::{accelerator, carrier, load_1m, pages};
 
 /// A number that differs for two processes that had the same pid one after the other, within one boot: clock ticks
 /// since boot on Linux, microseconds since 1970 on macOS. `None` when there is no such process (or one that has ended
