@@ -196,6 +196,15 @@ fn settings(preflight: &Preflight) -> Vec<Check> {
             "run `sudo pmset repeat cancel` and `sudo pmset schedule cancelall`, or change the night window",
         )
     });
+    if preflight.exo_daemon == Some(true) {
+        found.push(Check::new(
+            "exo-daemon",
+            Level::Fail,
+            "EXO's daemon is installed, which changes the network of Thunderbolt ports by itself",
+            "run `sudo launchctl bootout system/io.exo.networksetup` and remove \
+             /Library/LaunchDaemons/io.exo.networksetup.plist",
+        ));
+    }
     found.push(match (preflight.installs_macos, preflight.installs_critical) {
         (Some(true), _) | (_, Some(true)) => Check::new(
             "updates",
@@ -395,6 +404,7 @@ mod tests {
                 file_vault: Some(FileVault::Off),
                 installs_macos: Some(false),
                 installs_critical: Some(false),
+                exo_daemon: Some(false),
             }),
             ..Observation::default()
         }
@@ -452,7 +462,13 @@ mod tests {
     fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
         use Level::{Fail, Warn};
         type Change = fn(&mut Observation, &mut Beside<'static>);
-        let rows: [(Change, &str, Level, &str); 24] = [
+        let rows: [(Change, &str, Level, &str); 25] = [
+            (
+                |of, _| settings(of).exo_daemon = Some(true),
+                "exo-daemon",
+                Fail,
+                "EXO's daemon is installed, which changes the network of Thunderbolt ports by itself",
+            ),
             (|_, of| of.runtime = Some(Err("mlx is missing")), "runtime", Fail, "mlx is missing"),
             (
                 |of, _| of.memory.swap_used_bytes = Some(5_000_000_000),

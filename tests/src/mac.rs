@@ -117,6 +117,7 @@ impl Mac {
         );
         self.put("pmset.out", &settings);
         self.script("pmset", "if [ \"$2\" = sched ]; then exit 0; fi\ncat \"${0%/*}/pmset.out\"");
+        self.script("launchctl", "echo 'Could not find service' >&2; exit 113");
         self.say("fdesetup", "FileVault is Off.\n");
         self.say(
             "defaults",

@@ -118,6 +118,12 @@ impl Site {
     }
 
     fn journal(&mut self, seen: &Observation) -> anyhow::Result<Journal> {
+        if seen.preflight.as_ref().is_some_and(|preflight| preflight.exo_daemon == Some(true)) {
+            bail!(
+                "EXO's daemon is installed here, and would undo what is done: run \
+                 `sudo launchctl bootout system/io.exo.networksetup` first"
+            );
+        }
         if !self.is_scripted && !nix::unistd::geteuid().is_root() {
             bail!("only root may change the network: run it with sudo");
         }

@@ -189,6 +189,8 @@ pub struct Preflight {
     pub installs_macos: Option<bool>,
     /// So do security responses.
     pub installs_critical: Option<bool>,
+    /// EXO's daemon is there, which changes the network of Thunderbolt ports behind our back (FIELD-NOTES 5).
+    pub exo_daemon: Option<bool>,
 }
 
 /// State of FileVault.
@@ -321,6 +323,7 @@ impl Preflight {
             file_vault: file_vault.into(),
             installs_macos: self.installs_macos,
             installs_critical: self.installs_critical,
+            exo_daemon: self.exo_daemon,
         }
     }
 }

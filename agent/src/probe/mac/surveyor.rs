@@ -20,7 +20,7 @@ use super::{
 };
 use crate::probe::{
     observation::{FileVault, Preflight, Thunderbolt, ToolProblem},
-    parse::mac::{ifconfig, ports, power, rdma, settings, thunderbolt},
+    parse::mac::{ifconfig, launchctl, ports, power, rdma, settings, thunderbolt},
 };
 
 /// From one survey to the next.
@@ -52,6 +52,9 @@ const PROFILER_LIMIT: Duration = Duration::from_secs(20);
 
 /// The others answer within some milliseconds. One that needs longer than this hangs.
 const TOOL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A root daemon that EXO installs, and does not take along when it goes (FIELD-NOTES 5).
+const EXO_DAEMON: &str = "io.exo.networksetup";
 
 /// What the tools said last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -185,6 +188,19 @@ impl Asker<'_> {
         }
     }
 
+    /// Whether launchd knows a service of the system. It fails for one that it does not know.
+    fn is_service(&mut self, label: &str) -> Option<bool> {
+        match self.tools.ask("launchctl", &["print", &format!("system/{label}")], TOOL_LIMIT) {
+            Ok(text) => Some(launchctl::service(&text).is_some()),
+            Err(Error::Failed { .. }) => Some(false),
+            Err(error) => {
+                let is_missing = matches!(error, Error::Missing { .. });
+                self.note("launchctl", error.is_hang(), is_missing, error.to_string());
+                None
+            }
+        }
+    }
+
     fn note(&mut self, tool: &str, hangs: bool, is_missing: bool, problem: String) {
         self.problems.push(ToolProblem { tool: tool.to_owned(), hangs, is_missing, problem });
     }
@@ -236,6 +252,7 @@ fn ask_settings(tools: &mut Tools) -> (Preflight, Vec<ToolProblem>) {
     let file_vault = asker.ask(("fdesetup", &["status"]), TOOL_LIMIT, settings::file_vault);
     let defaults = ("defaults", &["read", "/Library/Preferences/com.apple.SoftwareUpdate"][..]);
     let updates = asker.ask(defaults, TOOL_LIMIT, |text| Some(settings::updates(text)));
+    let exo_daemon = asker.is_service(EXO_DAEMON);
     let (power, updates) = (power.unwrap_or_default(), updates.unwrap_or_default());
     let preflight = Preflight {
         sleep_min: power.sleep_min,
@@ -250,6 +267,7 @@ fn ask_settings(tools: &mut Tools) -> (Preflight, Vec<ToolProblem>) {
         }),
         installs_macos: updates.install_macos,
         installs_critical: updates.install_critical,
+        exo_daemon,
     };
     (preflight, asker.problems)
 }

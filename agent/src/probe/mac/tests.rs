@@ -73,6 +73,7 @@ fn healthy() -> TempDir {
         "pmset",
         "if [ \"$2\" = sched ]; then echo ' [0]  restart at 3:00AM'; else echo ' sleep 0'; echo ' autorestart 1'; fi",
     );
+    script(at, "launchctl", "echo 'Could not find service' >&2; exit 113");
     say(at, "fdesetup", "FileVault is Off.\n");
     say(at, "defaults", "{\n    AutomaticallyInstallMacOSUpdates = 0;\n}\n");
     dir
@@ -131,6 +132,9 @@ fn everything_a_healthy_mac_says_is_in_one_observation() {
     assert_eq!((preflight.sleep_min, preflight.auto_restart), (Some(0), Some(true)));
     assert_eq!((preflight.file_vault, preflight.installs_macos), (Some(FileVault::Off), Some(false)));
     assert_eq!(preflight.scheduled_stops, ["restart at 3:00AM"]);
+    assert_eq!(preflight.exo_daemon, Some(false));
+    say(dir.path(), "launchctl", "system/io.exo.networksetup = {\n\tstate = running\n}\n");
+    assert_eq!(probe(&dir).observe().preflight.unwrap().exo_daemon, Some(true));
 }
 
 #[test]
