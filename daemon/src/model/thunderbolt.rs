@@ -120,7 +120,7 @@ pub enum Flaw {
     BehindDevice,
     /// One end is older than Thunderbolt 5, which RDMA needs.
     OlderThunderbolt(NodeId),
-    /// Both ends can do more than the link does: the cable.
+    /// The link is slower than Thunderbolt 5. A port that is in use does not say what it could do, so this may be the cable or an end.
     SlowCable {
         /// What the link does.
         gigabits_per_s: u64,
@@ -205,7 +205,7 @@ impl Flaw {
             Self::OlderThunderbolt(node) => {
                 format!("{node} cannot do RDMA over this port: its jobs run over TCP, or whole on each node")
             }
-            Self::SlowCable { .. } => "use a cable that is certified for Thunderbolt 5 (80 Gb/s)".to_owned(),
+            Self::SlowCable { .. } => "if both Macs have Thunderbolt 5, use a cable that is certified for it (80 Gb/s)".to_owned(),
             Self::NoInterface(node) => {
                 format!("on {node}, run `networksetup -listallhardwareports`: each Thunderbolt port must be listed")
             }
@@ -250,7 +250,7 @@ impl fmt::Display for Flaw {
             Self::SlowCable { gigabits_per_s } => {
                 write!(
                     f,
-                    "the link runs at {gigabits_per_s} Gb/s, and both ends can do more: it is the cable"
+                    "the link runs at {gigabits_per_s} Gb/s: the cable or one of the two Macs can do no more"
                 )
             }
             Self::NoInterface(node) => write!(f, "the interface of the port of {node} is not known"),

@@ -117,7 +117,7 @@ fn cable(a: &Place<'_>, b: &Place<'_>) -> Cable {
     Cable { a: a.end(), b: b.end(), class, flaws }
 }
 
-/// A link below 80 Gb/s: an end that is older, or else the cable.
+/// A link below 80 Gb/s: an end that is known to be older, or else the cable or an end of which that is not known.
 fn speed_flaws(a: &Place<'_>, b: &Place<'_>) -> Vec<Flaw> {
     let older: Vec<Flaw> = [a, b]
         .into_iter()
@@ -293,7 +293,7 @@ mod tests {
             (
                 |mac| port(mac).speed_bits_per_s = Some(40_000_000_000),
                 Rdma,
-                "the link runs at 40 Gb/s, and both ends can do more: it is the cable",
+                "the link runs at 40 Gb/s: the cable or one of the two Macs can do no more",
             ),
             (|mac| port(mac).interface = None, Down, "the interface of the port of a is not known"),
             (|mac| mac.interfaces.clear(), Down, "the interface of the port of a is not known"),
