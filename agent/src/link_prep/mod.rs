@@ -7,7 +7,7 @@
 //! The controller's request is refused in this version, so that nothing rests on a preparation that did not happen.
 
 /// What the controller is told.
-pub const REFUSAL: &str = "link preparation is not built into this version";
+pub const REFUSAL: &str = "this version prepares links by `cluster-agent link` on the machine only";
 
 pub mod address;
 pub mod plan;
