@@ -10,7 +10,7 @@ use crate::{
     model::{Cable, JobId, JobState, NodeId, Stranger, Thunderbolt, said_once},
     planner::{Interface, NodePorts, cables, strangers},
     recovery::{RefusedRequest, Ruling},
-    rpc::convert,
+    rpc::{cables as rpc_cables, convert},
 };
 
 /// Clocks further apart than this make the times of a night's events hard to read; NTP keeps them within some milliseconds.
@@ -38,7 +38,7 @@ impl Driver {
                     runtime: display.runtime.as_ref(),
                     agent_version: &display.agent_version,
                     clock_ahead_ms: display.clock_ahead_ms,
-                    thunderbolt: convert::thunderbolt(display.observation.as_ref()),
+                    thunderbolt: rpc_cables::thunderbolt(display.observation.as_ref()),
                     interfaces: &node.facts.interfaces,
                 }
             })
@@ -84,7 +84,7 @@ fn diagnosis(nodes: &[Seen<'_>], models: &[(JobId, Ruling)], only: Option<&NodeI
     cluster.extend(models.iter().map(of_model));
     v1::Diagnosis {
         nodes: nodes.iter().filter(|seen| concerns(seen.node)).map(of_node).collect(),
-        cables: cables.map(|cable: Cable| convert::cable(&cable)).collect(),
+        cables: cables.map(|cable: Cable| rpc_cables::cable(&cable)).collect(),
         cluster,
     }
 }
@@ -298,7 +298,7 @@ mod tests {
                 runtime: Some(&mac.runtime),
                 agent_version: &mac.agent_version,
                 clock_ahead_ms: mac.clock_ahead_ms,
-                thunderbolt: convert::thunderbolt(Some(&mac.observation)),
+                thunderbolt: rpc_cables::thunderbolt(Some(&mac.observation)),
                 interfaces: &mac.interfaces,
             })
             .collect();
@@ -450,7 +450,7 @@ mod tests {
         let port = ports[0].clone();
         *ports = vec![port; 40];
         assert_eq!(of_a(&macs).len(), 2 + MOST_CHECKS);
-        let thunderbolt = convert::thunderbolt(Some(&macs[0].observation));
+        let thunderbolt = rpc_cables::thunderbolt(Some(&macs[0].observation));
         assert_eq!(thunderbolt.ports.len(), 32);
         assert!(thunderbolt.ports[0].interface.as_ref().unwrap().len() < 10_000);
     }

@@ -237,8 +237,8 @@ fn independent_is_kept_to_when_it_was_asked_for() {
     assert_eq!(started(&effects), [], "it fits none whole");
 }
 
-#[test]
-fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
+/// A pipeline at work on two nodes, and a third that could hold the model whole.
+fn joined_by_a_larger_node() -> (Kit, Sessions) {
     let (mut kit, mut sessions) = cluster(&[60, 60]);
     let mut effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
     effects.extend(kit.wait(2_100, &sessions));
@@ -246,6 +246,12 @@ fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
     kit.found.insert("c".to_owned(), large_model());
     kit.machines.insert("c".to_owned(), machine("10.0.0.3", 300));
     sessions.push(("c", kit.connect("c").0));
+    (kit, sessions)
+}
+
+#[test]
+fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
+    let (mut kit, sessions) = joined_by_a_larger_node();
     let effects = kit.wait(61_000, &sessions);
     let mut effects = obey(&mut kit, &effects, ExitClass::Orderly);
     effects.extend(kit.wait(2_100, &sessions));
@@ -256,13 +262,7 @@ fn a_node_that_holds_it_whole_is_changed_to_when_it_comes_and_says_why() {
 /// The time it was not there counts for nothing.
 #[test]
 fn a_better_way_that_went_must_hold_anew() {
-    let (mut kit, mut sessions) = cluster(&[60, 60]);
-    let mut effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
-    effects.extend(kit.wait(2_100, &sessions));
-    assert_eq!(start_all(&mut kit, &effects).len(), 2);
-    kit.found.insert("c".to_owned(), large_model());
-    kit.machines.insert("c".to_owned(), machine("10.0.0.3", 300));
-    sessions.push(("c", kit.connect("c").0));
+    let (mut kit, sessions) = joined_by_a_larger_node();
     assert_eq!(stopped(&kit.wait(50_000, &sessions)), []);
     let _ = kit.tell(Event::Drain { node: "c".into(), drain: true });
     let _ = kit.wait(1_000, &sessions);
@@ -360,30 +360,9 @@ fn a_restarted_controller_knows_which_model_its_workers_run() {
     let effects = pull_cable(&mut kit, "b", false);
     let effects = obey(&mut kit, &effects, ExitClass::Killed);
     let small = start_all(&mut kit, &effects);
-    let mut after = Kit::new();
-    after.now = kit.now;
-    after.found.clone_from(&kit.found);
-    after.models.clone_from(&kit.models);
-    after.machines.clone_from(&kit.machines);
-    let _ = after.tell(Event::PolicyChanged(policy_with_a_network()));
-    let _ = after.tell(Event::Started {
-        jobs: vec![replayed(kit.job(1).record.clone(), &[])],
-        nodes: vec![],
-        repairs: vec![],
-        remains: vec![],
-    });
+    let mut after = restarted(&kit, policy_with_a_network());
     for (node, worker) in &small {
-        let report = ReportedWorker {
-            worker: *worker,
-            pid: 1,
-            phase: WorkerPhase::Decode,
-            step: 1,
-            settings: WorkerSettings::default(),
-            world_size: 1,
-            rows: vec![],
-        };
-        let (session, _) = after.hello(node, "agent-1", vec![report]);
-        let _ = after.replayed(node, session);
+        let _ = comes_back(&mut after, node, *worker, 1);
     }
     let _ = after.wait(200, &sessions);
     assert!(after.job(1).rung().is_some_and(|rung| rung.fallback));
@@ -397,6 +376,7 @@ fn restarted(before: &Kit, policy: Policy) -> Kit {
     let mut after = Kit::new();
     after.now = before.now;
     after.found.clone_from(&before.found);
+    after.models.clone_from(&before.models);
     after.machines.clone_from(&before.machines);
     let _ = after.tell(Event::PolicyChanged(policy));
     let jobs = vec![replayed(before.job(1).record.clone(), &[])];
@@ -405,7 +385,7 @@ fn restarted(before: &Kit, policy: Policy) -> Kit {
 }
 
 /// A node is back with its worker of this many ranks.
-fn comes_back(kit: &mut Kit, node: &'static str, worker: WorkerKey, world_size: u32) -> SessionId {
+fn comes_back(kit: &mut Kit, node: &str, worker: WorkerKey, world_size: u32) -> SessionId {
     let report = ReportedWorker { world_size, ..reported(worker, &[]) };
     let (session, _) = kit.hello(node, "agent-1", vec![report]);
     let _ = kit.replayed(node, session);
