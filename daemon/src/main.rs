@@ -1,6 +1,8 @@
 //! `clusterd`: the controller of Nightshift.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+mod memory;
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -66,6 +68,7 @@ fn offline_plan() -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
+    memory::give_large_blocks_back();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
