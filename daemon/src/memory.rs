@@ -11,7 +11,7 @@ const MAPPED_FROM_BYTES: i32 = 1 << 20;
 /// run.
 pub(crate) fn give_large_blocks_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[allow(unsafe_code)]
+    #[expect(unsafe_code, reason = "a call of the C library that no crate wraps")]
     // SAFETY: it takes two numbers and sets a parameter of the allocator; no other thread allocates yet. When it refuses, all
     // is as it would be without it.
     unsafe {
