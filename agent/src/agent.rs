@@ -7,7 +7,7 @@ use std::{
     fs::{self, DirBuilder},
     hash::{BuildHasher as _, RandomState},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -29,6 +29,7 @@ use crate::{
     session::inspections::Inspector,
     spool, supervisor,
     worker::{
+        account::{self, Account},
         code,
         process::{Launcher, LauncherOptions},
     },
@@ -58,6 +59,19 @@ pub enum Error {
     /// See [`code`].
     #[error(transparent)]
     Code(#[from] code::Error),
+    /// See [`account`].
+    #[error(transparent)]
+    Account(#[from] account::Error),
+    /// Workers would not find what they need.
+    #[error(
+        "{} is closed to {name}, whom workers run as; open it (chmod o+x), or keep the state elsewhere", .at.display()
+    )]
+    Closed {
+        /// What is closed.
+        at: PathBuf,
+        /// Who that is.
+        name: String,
+    },
     /// The state directory or a thread cannot be made.
     #[error("cannot {what}")]
     Io {
@@ -81,6 +95,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let _lock = InstanceLock::acquire(dir)?;
     let records_dir = dir.join("workers");
     make_private(&records_dir)?;
+    let account = settings.worker_user.as_deref().map(Account::configured).transpose()?.flatten();
+    let shared_dir = shared_dir(dir, account.as_ref())?;
 
     let options = probe::Options {
         state_dir: dir.clone(),
@@ -93,7 +109,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let boot_id = probe.subscribe().borrow().boot_id.clone();
     let leftovers = end_leftovers(records_dir.clone(), boot_id.clone()).await?;
     // Behind the leftovers: nobody reads these any more.
-    let gang_files = Files::open(dir.join("gangs")).map_err(io("make the directory for gangs"))?;
+    let gang_files =
+        Files::open(shared_dir.join("gangs"), account.clone()).map_err(io("make the directory for gangs"))?;
     let jaccl_starts = Starts::open(&dir.join("jaccl-starts.json"), boot_id.as_deref());
     let (starts_used, starts_used_now) = watch::channel(jaccl_starts.budget().used);
     let memory_debt = MemoryDebt::open(&dir.join("memory-debt.json"), boot_id.as_deref());
@@ -109,8 +126,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let spool = spool::run(store).map_err(io("start the spool's thread"))?;
     let ledger = Ledger::open(dir)?;
     let epochs = Epochs::open(&dir.join("epochs.json"))?;
-    let code_dir = code::write(&dir.join("worker-code"))?;
-    let runtime = watch_runtime(&settings, stop.clone()).await;
+    let code_dir = code::write(&shared_dir.join("worker-code"))?;
+    let runtime = watch_runtime(&settings, account.clone(), stop.clone()).await;
 
     tracing::info!(
         node = settings.node_id, state_dir = %dir.display(), controller = %settings.controller,
@@ -119,7 +136,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     let supervisor = supervisor::run(
         supervisor::Options {
             records_dir,
-            launcher: launcher(&settings, &code_dir),
+            launcher: launcher(&settings, &code_dir, &shared_dir, account.as_ref()),
             epochs,
             spool: spool.clone(),
             logs: logs.clone(),
@@ -146,7 +163,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         instance_id: fresh_id(),
         inspector: Inspector::new(
             settings.model_roots.clone(),
-            model::Place::of_workers(dir.clone(), settings.hf_home.clone()),
+            model::Place::of_workers(shared_dir, settings.hf_home.clone(), account.clone()),
         ),
         model_roots: settings.model_roots,
         memory_budget_bytes: settings.memory_budget_bytes,
@@ -154,7 +171,12 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         spool: spool.clone(),
         logs,
         probe,
-        boot: session::Boot { memory_debt, rdma_starts: starts_used_now },
+        boot: session::Boot {
+            memory_debt,
+            rdma_starts: starts_used_now,
+            worker_user: account.map(|account| account.name),
+            is_root: nix::unistd::geteuid().is_root(),
+        },
         runtime,
     };
     session::run(options, ledger).await;
@@ -167,14 +189,15 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     }
 }
 
-fn launcher(settings: &Settings, code_dir: &Path) -> Launcher {
+fn launcher(settings: &Settings, code_dir: &Path, dir: &Path, account: Option<&Account>) -> Launcher {
     Launcher::new(LauncherOptions {
         python: &runtime::interpreter(&settings.runtime_dir),
         code_dir,
-        dir: &settings.state_dir,
+        dir,
         hf_home: settings.hf_home.as_deref(),
         hf_hub_offline: settings.hf_hub_offline,
         command: settings.worker_command.as_deref(),
+        account,
     })
 }
 
@@ -187,6 +210,20 @@ fn make_private(dir: &Path) -> Result<(), Error> {
         None => DirBuilder::new().mode(0o700).create(dir),
     };
     made.map_err(|source| Error::Io { what: format!("make the directory {}", dir.display()), source })
+}
+
+/// Where workers find what the agent gives them: in its own state directory, unless they run as somebody else.
+fn shared_dir(state_dir: &Path, account: Option<&Account>) -> Result<PathBuf, Error> {
+    let Some(account) = account else { return Ok(state_dir.to_owned()) };
+    let dir = account::shared_dir(state_dir);
+    let made = fs::create_dir_all(&dir)
+        // To be passed, and not to be looked into.
+        .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)));
+    made.map_err(|source| Error::Io { what: format!("make the directory {}", dir.display()), source })?;
+    match account.closed_at(&dir.join("worker-code")) {
+        Some(at) => Err(Error::Closed { at, name: account.name.clone() }),
+        None => Ok(dir),
+    }
 }
 
 async fn end_leftovers(
@@ -212,6 +249,7 @@ async fn end_leftovers(
 /// The runtime's status now, and whenever it is installed anew.
 async fn watch_runtime(
     settings: &Settings,
+    account: Option<Account>,
     stop: CancellationToken,
 ) -> watch::Receiver<Arc<runtime::Status>> {
     let dir = settings.runtime_dir.clone();
@@ -227,7 +265,7 @@ async fn watch_runtime(
         return status;
     }
     let mut seen = changed_at(&dir);
-    let first = runtime::glance(&dir).await;
+    let first = glance(&dir, account.as_ref()).await;
     if let Some(problem) = &first.problem {
         tracing::warn!(problem, "workers cannot run here");
     }
@@ -240,7 +278,7 @@ async fn watch_runtime(
             }
             let now = changed_at(&dir);
             if now != std::mem::replace(&mut seen, now) {
-                let status = runtime::glance(&dir).await;
+                let status = glance(&dir, account.as_ref()).await;
                 publish.send_if_modified(|before| {
                     let differs = **before != status;
                     *before = Arc::new(status);
@@ -250,6 +288,24 @@ async fn watch_runtime(
         }
     });
     status
+}
+
+/// That this process can use the runtime does not mean that workers can.
+async fn glance(dir: &Path, account: Option<&Account>) -> runtime::Status {
+    let status = runtime::glance(dir).await;
+    let closed = account.and_then(|account| {
+        let at = account.closed_at(&status.python)?;
+        Some(format!(
+            "the runtime's interpreter cannot be used by {}, whom workers run as: {} is closed to it; run \
+             `cluster-agent runtime install --python PATH` with one that is open to everybody, such as the system's",
+            account.name,
+            at.display()
+        ))
+    });
+    match closed {
+        Some(problem) if status.ready => runtime::Status::unfit(dir, problem),
+        _ => status,
+    }
 }
 
 /// When the marker of the runtime was written; `None` while there is none.

@@ -76,6 +76,17 @@ pub struct Beside<'a> {
     pub stranded_bytes: Option<u64>,
     /// RDMA starts of this boot, and how many there may be; `None` where nobody counts.
     pub rdma_starts: Option<(u32, u32)>,
+    /// Whom workers run as, where that is not whoever started the agent.
+    pub workers: Option<WorkerUser<'a>>,
+}
+
+/// Whom an agent that is root starts workers as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerUser<'a> {
+    /// Nobody was named.
+    Root,
+    /// This user.
+    Named(&'a str),
 }
 
 const GIB: u64 = 1 << 30;
@@ -97,6 +108,7 @@ const STRANDED_BYTES: u64 = 2 * GIB;
 pub fn checks(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
     let mut found = Vec::new();
     found.extend(beside.runtime.map(runtime));
+    found.extend(beside.workers.map(worker_user));
     found.extend(memory(seen, beside));
     found.extend(disk(seen));
     found.extend(gpu(seen));
@@ -111,6 +123,18 @@ fn runtime(runtime: Result<(), &str>) -> Check {
     match runtime {
         Ok(()) => Check::ok("runtime", "the Python runtime is ready"),
         Err(problem) => Check::new("runtime", Level::Fail, problem, "run `cluster-agent runtime install`"),
+    }
+}
+
+fn worker_user(user: WorkerUser<'_>) -> Check {
+    match user {
+        WorkerUser::Named(name) => Check::ok("worker-user", format!("workers run as {name}")),
+        WorkerUser::Root => Check::new(
+            "worker-user",
+            Level::Warn,
+            "workers run as root, and a model's own code would, too",
+            "name another user: `worker_user` in the agent's configuration, or `sudo clusterctl install agent`",
+        ),
     }
 }
 

@@ -88,6 +88,9 @@ struct Run {
     /// What a model may take of this machine's memory; without it, three quarters, or what the GPU driver allows.
     #[arg(long, value_name = "MIB")]
     memory_budget_mib: Option<u64>,
+    /// Start workers as this user, when the agent is root.
+    #[arg(long, value_name = "NAME")]
+    worker_user: Option<String>,
     /// Log into daily files here, 14 of them kept, and not to stderr.
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
@@ -228,6 +231,7 @@ async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
         node_id: arguments.node_id,
         runtime_dir: arguments.runtime_dir,
         memory_budget_mib: arguments.memory_budget_mib,
+        worker_user: arguments.worker_user,
         log_dir: arguments.log_dir,
         boot_id: arguments.boot_id,
         scripted_mac: arguments.scripted_mac,
@@ -324,7 +328,7 @@ fn print_probe(arguments: Probe) -> anyhow::Result<ExitCode> {
 
 /// Of any directory a person names: where workers may load from is no concern here.
 fn print_model(arguments: &Model) -> anyhow::Result<ExitCode> {
-    let place = model::Place::of_workers(env::current_dir()?, None);
+    let place = model::Place::of_workers(env::current_dir()?, None, None);
     let found = model::find(&arguments.model, &[], &place)?;
     let mut out = io::stdout().lock();
     let written = if arguments.protobuf {

@@ -81,6 +81,8 @@ pub struct Overrides {
     pub memory_budget_mib: Option<u64>,
     /// Bound of the spool of results the controller has not acknowledged.
     pub spool_max_bytes: Option<u64>,
+    /// Whom an agent that is root starts workers as; without it, they run as root.
+    pub worker_user: Option<String>,
     /// `HF_HOME` for workers: where models of the hub are cached.
     pub hf_home: Option<PathBuf>,
     /// `HF_HUB_OFFLINE` for workers: never ask the hub.
@@ -120,6 +122,7 @@ impl Overrides {
             worker_grace_ms: self.worker_grace_ms.or(below.worker_grace_ms),
             memory_budget_mib: self.memory_budget_mib.or(below.memory_budget_mib),
             spool_max_bytes: self.spool_max_bytes.or(below.spool_max_bytes),
+            worker_user: self.worker_user.or(below.worker_user),
             hf_home: self.hf_home.or(below.hf_home),
             hf_hub_offline: self.hf_hub_offline.or(below.hf_hub_offline),
             worker_command: self.worker_command.or(below.worker_command),
@@ -150,6 +153,8 @@ pub struct Settings {
     pub memory_budget_bytes: Option<u64>,
     /// See [`Overrides::spool_max_bytes`].
     pub spool_max_bytes: u64,
+    /// See [`Overrides::worker_user`].
+    pub worker_user: Option<String>,
     /// See [`Overrides::hf_home`].
     pub hf_home: Option<PathBuf>,
     /// See [`Overrides::hf_hub_offline`].
@@ -196,6 +201,7 @@ impl Settings {
             worker_grace: Duration::from_millis(given.worker_grace_ms.unwrap_or(DEFAULT_WORKER_GRACE_MS)),
             memory_budget_bytes: given.memory_budget_mib.map(memory_budget_bytes).transpose()?,
             spool_max_bytes: given.spool_max_bytes.unwrap_or(DEFAULT_SPOOL_MAX_BYTES),
+            worker_user: given.worker_user,
             hf_home: given.hf_home,
             hf_hub_offline: given.hf_hub_offline,
             worker_command: given.worker_command,

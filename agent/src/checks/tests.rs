@@ -47,7 +47,7 @@ fn ready() -> Observation {
 }
 
 fn beside() -> Beside<'static> {
-    Beside { runtime: Some(Ok(())), stranded_bytes: Some(0), rdma_starts: Some((0, 5)) }
+    Beside { runtime: Some(Ok(())), stranded_bytes: Some(0), rdma_starts: Some((0, 5)), workers: None }
 }
 
 /// What is not well, after a change.
@@ -96,7 +96,7 @@ fn a_machine_set_up_for_the_night_has_nothing_to_mend() {
 fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
     use Level::{Fail, Warn};
     type Change = fn(&mut Observation, &mut Beside<'static>);
-    let rows: [(Change, &str, Level, &str); 25] = [
+    let rows: [(Change, &str, Level, &str); 26] = [
         (
             |of, _| settings(of).exo_daemon = Some(true),
             "exo-daemon",
@@ -104,6 +104,12 @@ fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
             "EXO's daemon is installed, which changes the network of Thunderbolt ports by itself",
         ),
         (|_, of| of.runtime = Some(Err("mlx is missing")), "runtime", Fail, "mlx is missing"),
+        (
+            |_, of| of.workers = Some(WorkerUser::Root),
+            "worker-user",
+            Warn,
+            "workers run as root, and a model's own code would, too",
+        ),
         (|of, _| of.memory.swap_used_bytes = Some(5_000_000_000), "swap", Warn, "5.0 GB of swap are in use"),
         (
             |of, _| of.memory.pressure_level = Some(2),

@@ -1,35 +1,37 @@
-//! The files of launches: one directory each below the state directory, for its user only.
+//! The files of launches: one directory each, for the user of workers only.
 //!
 //! No sync to disk: they are read once, when MLX forms its group, and mean nothing after a restart of the machine.
 
 use std::{
     fs::{self, DirBuilder},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
 use super::{environment, environment::Variable, launch::Launch};
-use crate::worker::Key;
+use crate::worker::{Key, account::Account};
 
 /// Where the launches of this agent keep their files.
 #[derive(Debug, Clone)]
 pub struct Files {
     dir: PathBuf,
+    account: Option<Account>,
 }
 
 impl Files {
-    /// Below `dir`, which is made. What lies there is of an earlier agent, whose workers must be gone, and is removed.
+    /// Below `dir`, which is made, for workers that run as `account`. What lies there is of an earlier agent, whose workers must
+    /// be gone, and is removed.
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn open(dir: PathBuf) -> io::Result<Self> {
+    pub fn open(dir: PathBuf, account: Option<Account>) -> io::Result<Self> {
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed?,
         }
-        DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Self { dir })
+        DirBuilder::new().mode(if account.is_some() { 0o711 } else { 0o700 }).create(&dir)?;
+        Ok(Self { dir, account })
     }
 
     /// Writes what the rank needs, and gives the variables it is started with.
@@ -40,8 +42,12 @@ impl Files {
         let dir = self.of(key);
         let environment = environment::of(launch, &dir);
         let written = DirBuilder::new().mode(0o700).create(&dir).and_then(|()| {
-            environment.files.iter().try_for_each(|(name, text)| write_private(&dir.join(name), text))
+            environment.files.iter().try_for_each(|(name, text)| {
+                let file = dir.join(name);
+                write_private(&file, text).and_then(|()| self.give(&file))
+            })
         });
+        let written = written.and_then(|()| self.give(&dir));
         if let Err(error) = written {
             self.remove(key);
             return Err(error);
@@ -57,6 +63,11 @@ impl Files {
             // The next start of the agent tries again.
             tracing::warn!(%key, %error, "the files of an ended rank cannot be removed");
         }
+    }
+
+    /// Makes it the worker's own.
+    fn give(&self, path: &Path) -> io::Result<()> {
+        self.account.as_ref().map_or(Ok(()), |account| chown(path, Some(account.uid), Some(account.gid)))
     }
 
     fn of(&self, key: Key) -> PathBuf {
@@ -87,7 +98,7 @@ mod tests {
     fn files_are_private_and_go_with_the_launch_or_the_agent() {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("gangs");
-        let files = Files::open(dir.clone()).unwrap();
+        let files = Files::open(dir.clone(), None).unwrap();
         let launch = prepare(&gang(Backend::Ring), KEY, mac(&StartBudget::default())).unwrap();
         let variables = files.write(KEY, &launch).unwrap();
         let own = dir.join("j7-e4-r1");
@@ -100,7 +111,7 @@ mod tests {
         files.remove(KEY);
 
         files.write(KEY, &launch).unwrap();
-        let files = Files::open(dir.clone()).unwrap();
+        let files = Files::open(dir.clone(), None).unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "of an earlier agent");
         fs::write(&own, "in the way").unwrap();
         assert!(files.write(KEY, &launch).is_err());

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::worker::account::Account;
+
 /// Longest revision that is taken: the hub's are 40 digits.
 const MAX_REVISION_BYTES: u64 = 128;
 
@@ -22,6 +24,8 @@ pub struct Place {
     pub home: Option<PathBuf>,
     /// `HF_HOME` of workers, where there is one.
     pub hf_home: Option<PathBuf>,
+    /// Who workers run as, where that is not who this process runs as.
+    pub account: Option<Account>,
 }
 
 /// What a name leads to.
@@ -40,9 +44,20 @@ pub enum Location {
 impl Place {
     /// As workers of this process see it that are told `hf_home` (see `worker::process`).
     #[must_use]
-    pub fn of_workers(base: PathBuf, hf_home: Option<PathBuf>) -> Self {
+    pub fn of_workers(base: PathBuf, hf_home: Option<PathBuf>, account: Option<Account>) -> Self {
         let set = |name| env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
-        Self { base, home: set("HOME"), hf_home: hf_home.or_else(|| set("HF_HOME")) }
+        match &account {
+            Some(user) => Self { base, home: Some(user.home.clone()), hf_home, account },
+            None => Self { base, home: set("HOME"), hf_home: hf_home.or_else(|| set("HF_HOME")), account },
+        }
+    }
+
+    /// Why workers cannot read what lies here, where that can be told.
+    #[must_use]
+    pub fn closed(&self, dir: &Path) -> Option<String> {
+        let account = self.account.as_ref()?;
+        let at = account.closed_at(&dir.join("config.json"))?;
+        Some(format!("{} is closed to {}, whom workers run as", at.display(), account.name))
     }
 
     /// Where `name` leads, in the order a worker looks.
@@ -116,7 +131,7 @@ mod tests {
         fs::create_dir_all(home.join("models/m")).unwrap();
         fs::write(base.join("file"), "").unwrap();
         let repository = cache(&home);
-        let place = Place { base: base.clone(), home: Some(home.clone()), hf_home: None };
+        let place = Place { base: base.clone(), home: Some(home.clone()), hf_home: None, account: None };
         let cached = Location::Cached(repository.join("snapshots/0abc"));
         assert_eq!(place.locate("near"), Location::Directory(base.join("near")));
         assert_eq!(place.locate("~/models/m"), Location::Directory(home.join("models/m")));

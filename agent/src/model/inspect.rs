@@ -101,9 +101,20 @@ pub fn find(name: &str, roots: &[PathBuf], place: &Place) -> Result<Found, Probl
             ),
             not_here_yet: true,
         }),
-        Location::Directory(dir) => read(name, &dir).map_err(Problem::from),
-        Location::Cached(dir) => read(name, &dir).map_err(from_hub),
+        Location::Directory(dir) => {
+            may_be_read(name, &dir, place).and_then(|()| read(name, &dir).map_err(Problem::from))
+        }
+        Location::Cached(dir) => {
+            may_be_read(name, &dir, place).and_then(|()| read(name, &dir).map_err(from_hub))
+        }
     }
+}
+
+/// That this process can read a model does not mean that workers can.
+fn may_be_read(name: &str, dir: &Path, place: &Place) -> Result<(), Problem> {
+    place
+        .closed(dir)
+        .map_or(Ok(()), |why| Err(Problem::new(format!("workers cannot read the model {name}: {why}"))))
 }
 
 fn not_whole(name: &str, sentence: &str) -> String {

@@ -58,7 +58,9 @@ pub struct Status {
 }
 
 impl Status {
-    fn unfit(dir: &Path, problem: String) -> Self {
+    /// Of a runtime that workers cannot use, for this reason.
+    #[must_use]
+    pub fn unfit(dir: &Path, problem: String) -> Self {
         Self { python: interpreter(dir), problem: Some(problem), ..Self::default() }
     }
 

@@ -4,7 +4,7 @@ use nightshift_proto::v1;
 use tokio::sync::watch;
 
 use crate::{
-    checks::{Beside, Check, checks},
+    checks::{Beside, Check, WorkerUser, checks},
     gang::starts::MAX_STARTS_PER_BOOT,
     memory_debt::MemoryDebt,
     probe::Observation,
@@ -17,6 +17,10 @@ pub struct Boot {
     pub memory_debt: MemoryDebt,
     /// RDMA starts so far.
     pub rdma_starts: watch::Receiver<u32>,
+    /// Whom workers run as, where that is somebody else.
+    pub worker_user: Option<String>,
+    /// This agent is root.
+    pub is_root: bool,
 }
 
 impl Boot {
@@ -30,6 +34,10 @@ impl Boot {
             runtime: None,
             stranded_bytes: memory_debt.stranded_bytes,
             rdma_starts: Some((used, MAX_STARTS_PER_BOOT)),
+            workers: match &self.worker_user {
+                Some(name) => Some(WorkerUser::Named(name)),
+                None => self.is_root.then_some(WorkerUser::Root),
+            },
         };
         v1::Observation {
             checks: checks(observation, &beside).iter().map(Check::to_proto).collect(),

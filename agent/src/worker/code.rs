@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -54,7 +55,9 @@ fn write_files(dir: &Path, files: &[(&str, &str)]) -> Result<PathBuf, Error> {
         if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
             durable::replace_file_lazily(&path, text.as_bytes()).map_err(failed)?;
         }
+        open_to_all(&path, 0o644).map_err(failed)?;
     }
+    open_to_all(dir, 0o755).and_then(|()| open_to_all(&target, 0o755)).map_err(failed)?;
     for entry in fs::read_dir(dir).map_err(failed)?.flatten() {
         if entry.path() != target && entry.path().is_dir() {
             // What stays behind does no harm; the next start tries again.
@@ -62,6 +65,11 @@ fn write_files(dir: &Path, files: &[(&str, &str)]) -> Result<PathBuf, Error> {
         }
     }
     Ok(target)
+}
+
+/// It is no secret, and workers may run as another user, whatever this process's umask is.
+fn open_to_all(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 #[cfg(test)]

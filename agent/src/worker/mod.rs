@@ -14,10 +14,11 @@
 //!   that does so;
 //! * [`faults`] says from exit status and log why a process ended, [`links`] what an error of a link means;
 //! * [`answers`] are what goes into the spool, [`log`] is what it writes besides;
-//! * [`process`](mod@process) starts it, with a [`record`] on disk by which the next agent finds it;
+//! * [`process`](mod@process) starts it, as the user that [`account`] is, with a [`record`] on disk by which the next agent finds it;
 //! * [`code`] is the Python that runs in it;
 //! * [`task`] is the one owner of a running process, which carries the machine's actions out.
 
+pub mod account;
 pub mod answers;
 pub mod code;
 pub mod faults;

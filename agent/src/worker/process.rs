@@ -15,7 +15,7 @@ use nix::{
 };
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 
-use super::{code, lines::MAX_LINE_BYTES, reader::Reader, record::Record};
+use super::{account::Account, code, lines::MAX_LINE_BYTES, reader::Reader, record::Record};
 use crate::{gang::environment::Variable, sys};
 
 /// For workers when the agent itself has none, as under launchd.
@@ -27,6 +27,7 @@ pub struct Launcher {
     program: Vec<OsString>,
     env: Vec<Variable>,
     dir: PathBuf,
+    account: Option<Account>,
 }
 
 /// What a launcher is made from.
@@ -44,6 +45,8 @@ pub struct LauncherOptions<'a> {
     pub hf_hub_offline: Option<bool>,
     /// In place of interpreter and program, for tests.
     pub command: Option<&'a [String]>,
+    /// Whom they run as; where this agent's own user, `None`.
+    pub account: Option<&'a Account>,
 }
 
 impl Launcher {
@@ -64,19 +67,18 @@ impl Launcher {
         };
         let mut env = vec![("LANG", "C.UTF-8".into())];
         env.push(("PATH", env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())));
-        env.extend(["HOME", "TMPDIR"].into_iter().filter_map(|name| Some((name, env::var_os(name)?))));
+        // What is root's own is of no use to somebody else.
+        let inherited = |name| if options.account.is_none() { env::var_os(name) } else { None };
+        env.extend(["HOME", "TMPDIR"].into_iter().filter_map(|name| Some((name, inherited(name)?))));
+        env.extend(options.account.map(|account| ("HOME", account.home.clone().into())));
         env.extend(
-            options
-                .hf_home
-                .map(OsString::from)
-                .or_else(|| env::var_os("HF_HOME"))
-                .map(|dir| ("HF_HOME", dir)),
+            options.hf_home.map(OsString::from).or_else(|| inherited("HF_HOME")).map(|dir| ("HF_HOME", dir)),
         );
         let offline = options.hf_hub_offline.map(|offline| if offline { "1" } else { "0" }.into());
         env.extend(
             offline.or_else(|| env::var_os("HF_HUB_OFFLINE")).map(|offline| ("HF_HUB_OFFLINE", offline)),
         );
-        Self { program, env, dir: options.dir.to_owned() }
+        Self { program, env, dir: options.dir.to_owned(), account: options.account.cloned() }
     }
 
     /// Everything a worker's environment holds: what is the same for all, and `more` of this one.
@@ -94,7 +96,12 @@ impl Launcher {
     pub fn start(&self, more: &[Variable]) -> io::Result<Process> {
         let (program, arguments) =
             self.program.split_first().ok_or_else(|| io::Error::other("there is no program to start"))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        if let Some(account) = &self.account {
+            // It gives up every other group of root's, too.
+            command.uid(account.uid).gid(account.gid);
+        }
+        let mut child = command
             .args(arguments)
             .env_clear()
             .envs(self.environment(more))
@@ -200,6 +207,7 @@ mod tests {
             hf_home: Some(Path::new("/hub")),
             hf_hub_offline: Some(true),
             command: None,
+            account: None,
         });
         let ours = |name: &str| name.starts_with("MLX_") || name.starts_with("JACCL_");
         assert_eq!(launcher.environment(&[]).filter(|(name, _)| ours(name)).count(), 0);

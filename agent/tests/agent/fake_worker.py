@@ -4,6 +4,7 @@
     crash…    an error on stderr, exit code 1   garbage…  a line that is not of the protocol
     fatal…    a fatal event, exit code 3        note…     a line on stderr, and an answer
     env…      the names of its environment variables as the answer
+    who…      who and where it is, and its host file, as the answer
 
 Arguments: `stubborn` ignores SIGTERM and the end of stdin; `orphan` leaves a process behind that holds stdout open.
 """
@@ -36,6 +37,21 @@ def hand_back(*_):
     os._exit(0)
 
 
+def who():
+    hosts = None
+    if "MLX_HOSTFILE" in os.environ:
+        with open(os.environ["MLX_HOSTFILE"]) as file:
+            hosts = json.load(file)
+    user, group = [os.getuid(), os.geteuid()], [os.getgid(), os.getegid()]
+    return {"uid": user, "gid": group, "groups": os.getgroups(), "home": os.environ.get("HOME"), "cwd": os.getcwd(), "hosts": hosts}
+
+
+def echo(name):
+    if name.startswith("env"):
+        return sorted(os.environ)
+    return who() if name.startswith("who") else name
+
+
 def take(row):
     global steps
     number, attempt, name = row["row"], row["attempt"], row["request"]["custom_id"]
@@ -62,7 +78,7 @@ def take(row):
         print("a note about", name, file=sys.stderr, flush=True)
     say(
         ev="result", row=number, attempt=attempt, status=200, prompt_tokens=5, completion_tokens=3,
-        resumed_tokens=len(row["tokens"]), body={"echo": sorted(os.environ) if name.startswith("env") else name},
+        resumed_tokens=len(row["tokens"]), body={"echo": echo(name)},
     )
 
 

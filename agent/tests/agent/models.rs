@@ -4,7 +4,7 @@
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use crate::support::{Agent, Controller, Session, Site, fake_worker, free_port, until, worker};
+use crate::support::{Agent, Controller, Session, Site, fake_worker, free_port, gang, until, worker};
 use nightshift_proto::v1::{self, ExitClass, StopMode, agent_message::Body, controller_message};
 use prost::Message as _;
 
@@ -118,27 +118,6 @@ fn the_command_line_tells_a_person_a_program_and_the_planner() {
     ] {
         let (code, out, said) = run(&[name]);
         assert_eq!((code, out.len(), said), (Some(1), 0, format!("cluster-agent: {says}\n")));
-    }
-}
-
-/// Rank 0 of two, on n1, with these ports on loopback.
-fn gang(ring: u16, control: u16) -> v1::Gang {
-    let peer = |rank: u32| v1::Peer {
-        rank,
-        node_id: format!("n{}", rank + 1),
-        addresses: vec![format!("127.0.0.{}:{ring}", rank + 1)],
-        control_addresses: vec![format!("127.0.0.1:{control}")],
-        first_layer: 2 - 2 * rank,
-        end_layer: 4 - 2 * rank,
-        ..v1::Peer::default()
-    };
-    v1::Gang {
-        mode: v1::Mode::Pipeline.into(),
-        backend: v1::Backend::Ring.into(),
-        world_size: 2,
-        peers: vec![peer(0), peer(1)],
-        secret: vec![7; 32],
-        ..v1::Gang::default()
     }
 }
 

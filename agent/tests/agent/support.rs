@@ -299,6 +299,27 @@ pub(crate) struct Agent {
     dir: PathBuf,
 }
 
+/// Rank 0 of two, on n1, with these ports on loopback.
+pub(crate) fn gang(ring: u16, control: u16) -> v1::Gang {
+    let peer = |rank: u32| v1::Peer {
+        rank,
+        node_id: format!("n{}", rank + 1),
+        addresses: vec![format!("127.0.0.{}:{ring}", rank + 1)],
+        control_addresses: vec![format!("127.0.0.1:{control}")],
+        first_layer: 2 - 2 * rank,
+        end_layer: 4 - 2 * rank,
+        ..v1::Peer::default()
+    };
+    v1::Gang {
+        mode: v1::Mode::Pipeline.into(),
+        backend: v1::Backend::Ring.into(),
+        world_size: 2,
+        peers: vec![peer(0), peer(1)],
+        secret: vec![7; 32],
+        ..v1::Gang::default()
+    }
+}
+
 /// A state directory and what an agent needs to run in it.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
