@@ -91,6 +91,10 @@ pub enum Command {
     Drain(commands::drain::Args),
     /// Take a drained node back into service
     Undrain(commands::undrain::Args),
+    /// Make services of the programs on this machine, or bring them up to date
+    Install(commands::install::Args),
+    /// Take these services away
+    Uninstall(commands::install::UninstallArgs),
     /// Run a whole night in a minute: start a throw-away cluster, break it, see it heal
     Demo(commands::demo::Args),
     /// Print a completion script for a shell
@@ -119,6 +123,8 @@ impl Command {
             Command::Nodes(args) => commands::nodes::run(args, app).await,
             Command::Drain(args) => commands::drain::run(args, app).await,
             Command::Undrain(args) => commands::undrain::run(args, app).await,
+            Command::Install(args) => commands::install::run(args, app).await,
+            Command::Uninstall(args) => commands::install::uninstall(args, app).await,
             Command::Demo(args) => commands::demo::run(args, app).await,
             Command::Completions(args) => commands::completions::run(args, app),
         }

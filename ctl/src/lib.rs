@@ -3,6 +3,7 @@
 //! ```text
 //! cli ── commands/* ── client ── (gRPC) ── clusterd
 //!            │
+//!            ├── install: look, plan, run   (launchd, systemd)
 //!            ├── siblings ── (stdin, stdout) ── clusterd, cluster-agent   (`plan --nodes`)
 //!            └── output: views ─┬─ human  (sentences, tables; stdout)
 //!                               └─ json   (--output json; stdout)
@@ -20,6 +21,7 @@ pub mod client;
 pub mod commands;
 pub mod error;
 pub mod exit;
+mod install;
 pub mod output;
 mod siblings;
 
@@ -34,6 +36,8 @@ pub struct App {
     /// Where to print.
     pub output: Output,
     address: Result<Address, Option<Error>>,
+    /// Whether the command line names it.
+    names_address: bool,
 }
 
 impl App {
@@ -42,6 +46,16 @@ impl App {
         App {
             output: Output::new(global.output, global.color),
             address: Address::choose(global.controller.as_deref(), env.as_deref()).map_err(Some),
+            names_address: global.controller.is_some(),
+        }
+    }
+
+    /// The address on the command line, where there is one.
+    fn given_address(&mut self) -> Result<Option<String>> {
+        match &mut self.address {
+            _ if !self.names_address => Ok(None),
+            Ok(address) => Ok(Some(address.as_str().to_owned())),
+            Err(e) => Err(e.take().unwrap_or_else(unusable)),
         }
     }
 
@@ -50,11 +64,13 @@ impl App {
     pub async fn connect(&mut self) -> Result<Client> {
         match &mut self.address {
             Ok(address) => Client::connect(address).await,
-            Err(e) => {
-                Err(e.take().unwrap_or_else(|| Error::local("The address of the controller is not usable.")))
-            }
+            Err(e) => Err(e.take().unwrap_or_else(unusable)),
         }
     }
+}
+
+fn unusable() -> Error {
+    Error::local("The address of the controller is not usable.")
 }
 
 /// The program.

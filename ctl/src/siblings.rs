@@ -51,21 +51,27 @@ impl Limits {
     pub(crate) const DEFAULT: Self = Limits { time: Duration::from_secs(60), answer_bytes: 64 << 20 };
 }
 
+/// The directory this program lies in.
+pub(crate) fn own_dir() -> Option<PathBuf> {
+    let own = std::env::current_exe().and_then(|exe| exe.canonicalize()).ok()?;
+    own.parent().map(Path::to_owned)
+}
+
+pub(crate) fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
 /// Finds a program beside this one, else in PATH. `hint` says what to do when there is none.
 pub(crate) fn find(name: &str, hint: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().and_then(|exe| exe.canonicalize()).ok();
-    let beside = own.as_deref().and_then(Path::parent);
+    let beside = own_dir();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_program = |file: &PathBuf| {
-        use std::os::unix::fs::PermissionsExt;
-        file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
     beside
-        .map(Path::to_owned)
+        .clone()
         .into_iter()
         .chain(std::env::split_paths(&path))
         .map(|dir| dir.join(name))
-        .find(is_program)
+        .find(|file| is_program(file))
         .ok_or_else(|| {
             let beside = beside.map(|dir| format!(" ({})", dir.display())).unwrap_or_default();
             Error::local_hint(
@@ -82,6 +88,17 @@ pub(crate) async fn ask(
     input: &[u8],
     limits: Limits,
 ) -> Result<Vec<u8>> {
+    consult(program, args, input, limits).await?
+}
+
+/// The same, with what it answered apart from whether there was an answer: the inner error is a program that ended with a code other
+/// than 0.
+pub(crate) async fn consult(
+    program: &Path,
+    args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    input: &[u8],
+    limits: Limits,
+) -> Result<Result<Vec<u8>>> {
     let name = name_of(program);
     let mut command = Command::new(program);
     command
@@ -115,7 +132,7 @@ pub(crate) async fn ask(
         run.end().await;
     }
     let (status, stdout, stderr) = told?;
-    if status.success() { Ok(stdout) } else { Err(refusal(&name, status, &stderr)) }
+    Ok(if status.success() { Ok(stdout) } else { Err(refusal(&name, status, &stderr)) })
 }
 
 /// An answer that cannot be understood.

@@ -1,11 +1,9 @@
 //! `clusterctl cancel ID`
 
-use std::io::{self, BufRead, Write};
-
-use super::JobId;
+use super::{JobId, confirm};
 use crate::{
     App,
-    error::{Error, Result},
+    error::Result,
     exit::Exit,
     output::{Style, human, text::plural, units, views::JobView},
 };
@@ -34,7 +32,7 @@ pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
             units::count(job.rows_done()),
             plural(job.rows_total, "row", "rows")
         );
-        if !ask(&question)? {
+        if !confirm::ask(&question)? {
             app.output.note("Nothing was cancelled.");
             return Ok(Exit::Failed);
         }
@@ -44,16 +42,4 @@ pub async fn run(args: Args, app: &mut App) -> Result<Exit> {
         human::text(&screen.sentence("", &human::jobs::job_sentence(view), Style::Plain))
     })?;
     Ok(Exit::Ok)
-}
-
-/// Anything but yes is no.
-fn ask(question: &str) -> Result<bool> {
-    let mut stderr = io::stderr().lock();
-    stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(Error::write)?;
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Error::local(format!("Cannot read the answer: {e}.")))?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

@@ -2,11 +2,13 @@
 
 pub mod cancel;
 pub mod completions;
+mod confirm;
 pub mod demo;
 pub mod doctor;
 pub mod drain;
 pub mod events;
 pub mod explain;
+pub mod install;
 pub mod job;
 mod job_id;
 pub mod jobs;

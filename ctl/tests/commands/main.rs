@@ -13,6 +13,7 @@ mod errors;
 mod events;
 mod explain;
 mod fake;
+mod install;
 mod job;
 mod jobs;
 mod logs;

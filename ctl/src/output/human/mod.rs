@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod events;
 pub mod explain;
 mod forecast;
+pub mod install;
 pub mod jobs;
 pub mod nodes;
 pub mod plan;

@@ -15,6 +15,7 @@ use serde::{Serialize, Serializer};
 mod cluster;
 mod doctor;
 mod explain;
+mod install;
 mod job;
 mod node;
 mod plan;
@@ -25,6 +26,7 @@ pub use cluster::{
 };
 pub use doctor::{CableEndView, CableView, CheckView, DoctorView, FlawView, NodeDoctorView};
 pub use explain::{ExplainView, RulingView};
+pub use install::{InstallView, ServiceView, StepView};
 pub use job::{ForecastView, JobView, WorkerView};
 pub use node::{ConditionView, GpuView, InterfaceView, MachineView, NodeView, RuntimeView};
 pub use plan::{AlternativeView, ModelSizeView, PartView, PlanView, ReasonView, WeightsView};
