@@ -102,7 +102,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let ended: anyhow::Result<()> = runtime.block_on(async {
         let cancel = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -117,7 +117,30 @@ fn run(args: Args) -> anyhow::Result<()> {
         });
         service::run(service::Options { config, config_file: args.config, overlay }, cancel).await?;
         Ok(())
-    })
+    });
+    if let Err(error) = &ended
+        && args.log_dir.is_some()
+    {
+        // On stderr it is said anyway, at the very end.
+        tracing::error!("{error:#}");
+    }
+    ended
+}
+
+/// As a service, stderr is a file that nobody rotates and that each failed start writes a line to.
+const STDERR_MAX_BYTES: i64 = 1 << 20;
+
+/// Empties the file that stderr is, when it has become too long. What it said is in the log, too, but for the oldest.
+fn bound_stderr() {
+    let stderr = std::io::stderr();
+    let is_long = nix::sys::stat::fstat(&stderr).is_ok_and(|stat| {
+        let kind = nix::sys::stat::SFlag::from_bits_truncate(stat.st_mode);
+        kind.contains(nix::sys::stat::SFlag::S_IFREG) && stat.st_size > STDERR_MAX_BYTES
+    });
+    if is_long {
+        // It is as long as before then, and the next start tries again.
+        let _ = nix::unistd::ftruncate(&stderr, 0);
+    }
 }
 
 /// Human lines on a terminal or into whatever stderr is; files, one a day and a bounded number, as a service.
@@ -125,6 +148,9 @@ fn start_logging(
     config: &Config,
     log_dir: Option<&std::path::Path>,
 ) -> anyhow::Result<Option<tracing_appender::non_blocking::WorkerGuard>> {
+    if log_dir.is_some() {
+        bound_stderr();
+    }
     let filter = EnvFilter::try_new(&config.controller.log_filter)
         .with_context(|| format!("controller.log_filter = {:?} is refused", config.controller.log_filter))?;
     let Some(dir) = log_dir else {
@@ -136,6 +162,8 @@ fn start_logging(
             .init();
         return Ok(None);
     };
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the log directory {}", dir.display()))?;
     let files = tracing_appender::rolling::Builder::new()
         .rotation(tracing_appender::rolling::Rotation::DAILY)
         .filename_prefix("clusterd")

@@ -54,6 +54,22 @@ pub enum Error {
     Twice,
 }
 
+/// As a service, stderr is a file that nobody rotates and that each failed start writes a line to.
+const STDERR_MAX_BYTES: i64 = 1 << 20;
+
+/// Empties the file that stderr is, when it has become too long. What it said is in the log, too, but for the oldest.
+fn bound_stderr() {
+    let stderr = io::stderr();
+    let is_long = nix::sys::stat::fstat(&stderr).is_ok_and(|stat| {
+        let kind = nix::sys::stat::SFlag::from_bits_truncate(stat.st_mode);
+        kind.contains(nix::sys::stat::SFlag::S_IFREG) && stat.st_size > STDERR_MAX_BYTES
+    });
+    if is_long {
+        // It is as long as before then, and the next start tries again.
+        let _ = nix::unistd::ftruncate(&stderr, 0);
+    }
+}
+
 /// Keeps the thread that writes alive; dropping it writes out what waits.
 #[derive(Debug)]
 pub struct Guard {
@@ -65,6 +81,9 @@ pub struct Guard {
 /// # Errors
 /// When the directory cannot be written or the filter makes no sense.
 pub fn init(log_dir: Option<&Path>, filter: Option<&str>, store: &LogStore) -> Result<Guard, Error> {
+    if log_dir.is_some() {
+        bound_stderr();
+    }
     let filter = match filter {
         Some(text) => EnvFilter::try_new(text).map_err(|_| Error::Filter(text.to_owned()))?,
         None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)),
