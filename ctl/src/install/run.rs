@@ -31,10 +31,14 @@ const STOP_LIMIT: Duration = Duration::from_secs(195);
 /// For a service to run: a loaded machine starts a program within seconds.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// For a new user to be known.
+const USER_LIMIT: Duration = Duration::from_secs(10);
+
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// launchd refuses to take a service that it is not quite done with.
+/// launchd refuses with "5: Input/output error" a service that it is not quite done with, and sometimes a new one
+/// (cc-connect#35, nteract#1187).
 const BOOTSTRAP_TRIES: u32 = 5;
 
 /// Between two of them.
@@ -102,10 +106,16 @@ impl<'a> Runner<'a> {
             Step::MakeUser { name, .. } => {
                 self.taken.push(Back::RemoveUser(name.clone()));
                 self.run(&commands).await?;
-                // What the command says it did may not have happened.
-                let made = site.user(name).await?;
-                made.map(drop)
-                    .ok_or_else(|| Error::local(format!("The user {name} was made and is not there.")))
+                // What the commands say they did may not have happened, and the directory service remembers for a moment that
+                // there was nobody of that name.
+                let begun = Instant::now();
+                while site.user(name).await?.is_none() {
+                    if begun.elapsed() > USER_LIMIT {
+                        return Err(Error::local(format!("The user {name} was made and is not there.")));
+                    }
+                    wait(LOOK_EVERY).await?;
+                }
+                Ok(())
             }
             Step::MakeDirectory { path, mode, owner } => {
                 let ids = match owner {
