@@ -27,10 +27,12 @@ use crate::{
     memory_debt::MemoryDebt,
     model, probe, runtime, session,
     session::inspections::Inspector,
-    spool, supervisor,
+    spool, supervisor, troubles,
+    troubles::Trouble,
     worker::{
         account::{self, Account},
         code,
+        pids::Pids,
         process::{Launcher, LauncherOptions},
     },
 };
@@ -133,6 +135,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         node = settings.node_id, state_dir = %dir.display(), controller = %settings.controller,
         version = env!("CARGO_PKG_VERSION"), "the agent is up"
     );
+    let pids = Pids::default();
+    let troubles = watch_troubles(&settings, pids.clone(), probe.clone(), stop.clone());
     let supervisor = supervisor::run(
         supervisor::Options {
             records_dir,
@@ -150,6 +154,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             memory_debt: memory_debt.clone(),
             probe: probe.clone(),
             gang_files,
+            pids: pids.clone(),
             grace: settings.worker_grace,
             leftovers,
         },
@@ -176,6 +181,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             rdma_starts: starts_used_now,
             worker_user: account.map(|account| account.name),
             is_root: nix::unistd::geteuid().is_root(),
+            troubles,
+            time_zone: jiff::tz::TimeZone::system(),
         },
         runtime,
     };
@@ -187,6 +194,21 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     } else {
         Err(Error::Broken("the supervisor"))
     }
+}
+
+/// What the machine goes through; on a system that says nothing of it, nothing.
+fn watch_troubles(
+    settings: &Settings,
+    pids: Pids,
+    probe: probe::watch::Handle,
+    stop: CancellationToken,
+) -> watch::Receiver<Arc<[Trouble]>> {
+    let options = match &settings.scripted_mac {
+        Some(dir) => troubles::watch::Options::of_scripted(dir, pids, probe),
+        None if cfg!(target_os = "macos") => troubles::watch::Options::of_macos(pids, probe),
+        None => return watch::channel(Arc::from([])).1,
+    };
+    troubles::watch::run(options, stop)
 }
 
 fn launcher(settings: &Settings, code_dir: &Path, dir: &Path, account: Option<&Account>) -> Launcher {

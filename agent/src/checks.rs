@@ -3,12 +3,16 @@
 //!
 //! The promise: what could not be found out is said to be unknown, never to be well.
 
+use jiff::tz::TimeZone;
 use nightshift_proto::v1;
 use serde::Serialize;
 
-use crate::probe::{
-    Observation,
-    observation::{FileVault, Preflight, Thunderbolt, ThunderboltPort},
+use crate::{
+    probe::{
+        Observation,
+        observation::{FileVault, Preflight, Thunderbolt, ThunderboltPort},
+    },
+    troubles::{Kind, Trouble, text},
 };
 
 /// How bad it is.
@@ -78,6 +82,10 @@ pub struct Beside<'a> {
     pub rdma_starts: Option<(u32, u32)>,
     /// Whom workers run as, where that is not whoever started the agent.
     pub workers: Option<WorkerUser<'a>>,
+    /// What the machine went through lately, oldest first.
+    pub troubles: &'a [Trouble],
+    /// That of the machine's clock; UTC where it is not known.
+    pub time_zone: Option<TimeZone>,
 }
 
 /// Whom an agent that is root starts workers as.
@@ -111,7 +119,9 @@ pub fn checks(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
     found.extend(beside.workers.map(worker_user));
     found.extend(memory(seen, beside));
     found.extend(disk(seen));
-    found.extend(gpu(seen));
+    found.extend(gpu(seen, beside));
+    found.extend(last(beside, Kind::OutOfMemory).map(|of| ended_for_memory(of, beside)));
+    found.extend(last(beside, Kind::Panic).map(|of| panicked(of, beside)));
     found.extend(seen.preflight.iter().flat_map(settings));
     found.extend(seen.thunderbolt.iter().flat_map(|thunderbolt| links(seen, thunderbolt)));
     found.extend(rdma_starts(beside));
@@ -185,18 +195,59 @@ fn disk(seen: &Observation) -> Option<Check> {
     })
 }
 
-fn gpu(seen: &Observation) -> Option<Check> {
+fn last<'a>(beside: &Beside<'a>, kind: Kind) -> Option<&'a Trouble> {
+    beside.troubles.iter().rev().find(|trouble| trouble.kind == kind)
+}
+
+fn gpu(seen: &Observation, beside: &Beside<'_>) -> Option<Check> {
     let gpu = seen.gpu.as_ref().filter(|gpu| gpu.present)?;
+    let restarted = last(beside, Kind::GpuRestart);
     Some(match gpu.recovery_count {
         None => Check::unknown("gpu", "how often the GPU was restarted", "ioreg -r -d 1 -c IOAccelerator"),
         Some(0) => Check::ok("gpu", "the GPU was not restarted since boot"),
         Some(count) => Check::new(
             "gpu",
             Level::Warn,
-            format!("the GPU was restarted {count} times since boot"),
+            format!(
+                "the GPU was restarted {count} times since boot{}",
+                restarted.map(|of| last_restart(of, beside)).unwrap_or_default()
+            ),
             "restart this machine before the night; if it happens again, see its gpuEvent reports in /Library/Logs/DiagnosticReports",
         ),
     })
+}
+
+fn zone(beside: &Beside<'_>) -> TimeZone {
+    beside.time_zone.clone().unwrap_or(TimeZone::UTC)
+}
+
+/// "; the last time at …, while … used it (why)"
+fn last_restart(trouble: &Trouble, beside: &Beside<'_>) -> String {
+    let whose = text::concerned(trouble).map(|whose| format!(", while {whose} used it")).unwrap_or_default();
+    format!("; the last time {}{whose}{}", text::time(trouble, &zone(beside)), text::reason(trouble))
+}
+
+fn ended_for_memory(trouble: &Trouble, beside: &Beside<'_>) -> Check {
+    Check::new(
+        "memory-kills",
+        Level::Warn,
+        format!(
+            "{} the system ended {} for want of memory{}",
+            text::time(trouble, &zone(beside)),
+            text::concerned(trouble).unwrap_or_else(|| "a process".to_owned()),
+            text::reason(trouble)
+        ),
+        "close what is large before the night, or let models have less: `memory_budget_mib` in the agent's configuration",
+    )
+}
+
+fn panicked(trouble: &Trouble, beside: &Beside<'_>) -> Check {
+    Check::new(
+        "panic",
+        Level::Warn,
+        format!("{} the system stopped{}", text::time(trouble, &zone(beside)), text::reason(trouble)),
+        "see its panic-full report in /Library/Logs/DiagnosticReports; if it happens again, keep rows away from this machine: `clusterctl drain`",
+    )
 }
 
 fn settings(preflight: &Preflight) -> Vec<Check> {

@@ -7,6 +7,7 @@
 //!   killed agent is found and ended at the next start (see [`leftovers`]);
 //! * a worker of an old launch is never started (see [`epochs`]);
 //! * a rank of a sharded run that cannot work is refused before it is started (see [`gang`]);
+//! * what the machine went through is told once, whoever tells of it (see [`troubles`]);
 //! * what a model weighs is told without reading its weights (see [`model`]);
 //! * it works on without the controller, and costs next to nothing while there is nothing to do.
 //!
@@ -42,5 +43,6 @@ pub mod session;
 pub mod spool;
 pub mod supervisor;
 pub mod sys;
+pub mod troubles;
 pub mod util;
 pub mod worker;

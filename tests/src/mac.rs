@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -117,12 +118,51 @@ impl Mac {
         );
         self.put("pmset.out", &settings);
         self.script("pmset", "if [ \"$2\" = sched ]; then exit 0; fi\ncat \"${0%/*}/pmset.out\"");
+        fs::create_dir_all(self.dir.join("DiagnosticReports")).expect("the Mac's directory can be written");
+        // What is logged is added to the file; it ends with whoever listens.
+        self.append("log.ndjson", "");
+        self.script("log", "exec tail --pid=$PPID -n +1 -F \"${0%/*}/log.ndjson\" 2>/dev/null");
         self.script("launchctl", "echo 'Could not find service' >&2; exit 113");
         self.say("fdesetup", "FileVault is Off.\n");
         self.say(
             "defaults",
             "{\n    AutomaticallyInstallMacOSUpdates = 0;\n    CriticalUpdateInstall = 0;\n}\n",
         );
+    }
+
+    /// Says this in the system's log.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn log(&self, process: &str, pid: u32, message: &str) {
+        let line = json!({
+            "processImagePath": format!("/opt/{process}"), "processID": pid, "eventMessage": message,
+        });
+        self.append("log.ndjson", &format!("{line}\n"));
+    }
+
+    /// Forgets what was logged, as a restart does.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn forget_log(&self) {
+        self.put("log.ndjson", "");
+    }
+
+    /// Writes a report on a restart of the GPU, as the system does some time after it.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn report_gpu(&self, id: &str, process: &str, reason: &str) {
+        let head = json!({ "bug_type": "284", "incident_id": id });
+        let body = json!({ "process_name": process, "analysis": { "restart_reason_desc": reason } });
+        self.put(&format!("DiagnosticReports/gpuEvent-{process}-{id}.ips"), &format!("{head}\n{body}\n"));
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        let file = fs::OpenOptions::new().create(true).append(true).open(self.dir.join(name));
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .expect("the Mac's directory can be written");
     }
 
     fn put(&self, name: &str, text: &str) {

@@ -1,9 +1,17 @@
 //! What is told of a machine that is set up for a night, and of each thing that is not.
 
 use super::*;
-use crate::probe::{
-    Gpu, Interface, Memory,
-    observation::{Peer, Rdma, ToolProblem},
+use crate::{
+    probe::{
+        Gpu, Interface, Memory,
+        observation::{Peer, Rdma, ToolProblem},
+        parse::mac::{
+            reports::{Killed, Report, Tells},
+            unified_log::GpuLine,
+        },
+    },
+    troubles::{Book, Sign},
+    worker::Key,
 };
 
 fn ready() -> Observation {
@@ -47,7 +55,14 @@ fn ready() -> Observation {
 }
 
 fn beside() -> Beside<'static> {
-    Beside { runtime: Some(Ok(())), stranded_bytes: Some(0), rdma_starts: Some((0, 5)), workers: None }
+    Beside {
+        runtime: Some(Ok(())),
+        stranded_bytes: Some(0),
+        rdma_starts: Some((0, 5)),
+        workers: None,
+        troubles: &[],
+        time_zone: None,
+    }
 }
 
 /// What is not well, after a change.
@@ -263,4 +278,52 @@ fn a_machine_without_cables_or_of_another_kind_is_told_less() {
         (of.memory.pressure_level, of_boot.rdma_starts) = (None, None);
     });
     assert_eq!(linux, []);
+}
+
+#[test]
+fn what_the_machine_went_through_is_told_with_time_and_worker() {
+    let t = 1_795_654_800_000;
+    let report = |tells: Tells| Sign::Report { report: Report { tells, ..Report::default() }, unix_ms: t };
+    let killed = Killed {
+        process: "python3.13".to_owned(),
+        pid: Some(88),
+        reason: "vm-compressor-space-shortage".to_owned(),
+        resident_bytes: None,
+    };
+    let victim = |pid| Sign::Line(GpuLine::Victim { process: "python3.13".to_owned(), pid });
+    let panicked =
+        Tells::Panic { summary: Some("panic(cpu 7): underflow".to_owned()), boot_session_uuid: None };
+    let signs = [
+        victim(88),
+        victim(99),
+        report(Tells::Jetsam { killed: vec![killed], largest: None }),
+        report(panicked),
+    ];
+    let mut book = Book::default();
+    for sign in signs {
+        book.note(sign, t, |pid| (pid == 88).then_some(Key { job_id: 7, epoch: 2, rank: 0 }));
+    }
+    let troubles: Vec<Trouble> = book.troubles().cloned().collect();
+    let mut seen = ready();
+    seen.gpu.as_mut().unwrap().recovery_count = Some(2);
+    let beside = Beside { troubles: &troubles, ..beside() };
+    let told: Vec<String> = checks(&seen, &beside)
+        .into_iter()
+        .filter(|check| check.level == Level::Warn)
+        .map(|check| format!("{}: {}", check.id, check.seen))
+        .collect();
+    let when = "on 2026-11-26 at 01:00:00";
+    assert_eq!(
+        told,
+        [
+            format!(
+                "gpu: the GPU was restarted 2 times since boot; the last time {when}, while python3.13 (worker j7/e2/r0) and \
+                 python3.13 (pid 99) used it"
+            ),
+            format!(
+                "memory-kills: {when} the system ended python3.13 (worker j7/e2/r0) for want of memory (vm-compressor-space-shortage)"
+            ),
+            format!("panic: {when} the system stopped (panic(cpu 7): underflow)"),
+        ]
+    );
 }

@@ -1,5 +1,8 @@
 //! What is added to an observation: what this boot has been through.
 
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
 use nightshift_proto::v1;
 use tokio::sync::watch;
 
@@ -8,6 +11,7 @@ use crate::{
     gang::starts::MAX_STARTS_PER_BOOT,
     memory_debt::MemoryDebt,
     probe::Observation,
+    troubles::Trouble,
 };
 
 /// Of this boot.
@@ -19,6 +23,10 @@ pub struct Boot {
     pub rdma_starts: watch::Receiver<u32>,
     /// Whom workers run as, where that is somebody else.
     pub worker_user: Option<String>,
+    /// What the machine went through lately.
+    pub troubles: watch::Receiver<Arc<[Trouble]>>,
+    /// That of its clock.
+    pub time_zone: TimeZone,
     /// This agent is root.
     pub is_root: bool,
 }
@@ -29,7 +37,10 @@ impl Boot {
     pub fn with(&self, observation: &Observation) -> v1::Observation {
         let memory_debt = self.memory_debt.look(observation.memory.wired_bytes);
         let used = *self.rdma_starts.borrow();
+        let troubles = self.troubles.borrow().clone();
         let beside = Beside {
+            troubles: &troubles,
+            time_zone: Some(self.time_zone.clone()),
             // The controller is told of it apart.
             runtime: None,
             stranded_bytes: memory_debt.stranded_bytes,

@@ -26,7 +26,7 @@ use crate::{
     probe, runtime,
     session::feed::Sender as Feed,
     spool,
-    worker::{process::Launcher, task::Departure},
+    worker::{pids::Pids, process::Launcher, task::Departure},
 };
 
 /// Commands that may wait; a session sends few and the supervisor is quick.
@@ -61,6 +61,8 @@ pub struct Options {
     pub starts_used: watch::Sender<u32>,
     /// What killed workers may have left.
     pub memory_debt: MemoryDebt,
+    /// Remembers them by process id.
+    pub pids: Pids,
     /// Has the machine looked at soon.
     pub probe: probe::watch::Handle,
     /// Where ranks of gangs keep their files.

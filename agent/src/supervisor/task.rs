@@ -280,6 +280,7 @@ impl Supervisor {
             None => Vec::new(),
         };
         let process = self.options.launcher.start(&variables)?;
+        self.options.pids.note(process.group.leader(), key);
         // Without a record the next agent could not find it. Its stdin closes with it, and it ends.
         record::write(&self.options.records_dir, &process.record(key, self.options.boot_id.as_deref()))?;
         Ok(process)

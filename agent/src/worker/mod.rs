@@ -15,6 +15,7 @@
 //! * [`faults`] says from exit status and log why a process ended, [`links`] what an error of a link means;
 //! * [`answers`] are what goes into the spool, [`log`] is what it writes besides;
 //! * [`process`](mod@process) starts it, as the user that [`account`] is, with a [`record`] on disk by which the next agent finds it;
+//! * [`pids`] remembers which worker had which process id;
 //! * [`code`] is the Python that runs in it;
 //! * [`task`] is the one owner of a running process, which carries the machine's actions out.
 
@@ -27,6 +28,7 @@ pub mod lines;
 pub mod links;
 pub mod log;
 pub mod machine;
+pub mod pids;
 pub mod process;
 pub mod protocol;
 pub mod reader;
