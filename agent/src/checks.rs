@@ -108,6 +108,9 @@ const LEAST_DISK_BYTES: u64 = GIB;
 /// Used swap beyond this is of something large that was here before: loading on top of it swaps again (FIELD-NOTES 4).
 const STALE_SWAP_BYTES: u64 = GIB;
 
+/// What macOS and its services hold beside a model; with less it swaps, and a panic is near.
+const SYSTEM_NEEDS_BYTES: u64 = 4 * GIB;
+
 /// Wired memory beyond this is missing for a model.
 const STRANDED_BYTES: u64 = 2 * GIB;
 
@@ -169,6 +172,19 @@ fn memory(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
         )),
         Some(_) => found.push(Check::ok("memory-pressure", "memory is not short")),
         None => {}
+    }
+    if let (Some(usable), Some(total)) = (seen.memory.gpu_working_set_bytes, seen.memory.total_bytes) {
+        let told = format!("the GPU may use {} of {}", gigabytes(usable), gigabytes(total));
+        found.push(if total.saturating_sub(usable) < SYSTEM_NEEDS_BYTES {
+            Check::new(
+                "gpu-memory",
+                Level::Warn,
+                format!("{told}, which leaves the system too little"),
+                "lower it: `sudo sysctl iogpu.wired_limit_mb=0` is the system's own choice",
+            )
+        } else {
+            Check::ok("gpu-memory", told)
+        });
     }
     match beside.stranded_bytes {
         Some(bytes) if bytes > STRANDED_BYTES => found.push(Check::new(

@@ -16,7 +16,13 @@ use crate::{
 
 fn ready() -> Observation {
     Observation {
-        memory: Memory { swap_used_bytes: Some(0), pressure_level: Some(1), ..Memory::default() },
+        memory: Memory {
+            total_bytes: Some(128 * GIB),
+            gpu_working_set_bytes: Some(96 * GIB),
+            swap_used_bytes: Some(0),
+            pressure_level: Some(1),
+            ..Memory::default()
+        },
         gpu: Some(Gpu { present: true, name: "Apple M4".to_owned(), recovery_count: Some(0) }),
         disk_available_bytes: Some(500 * GIB),
         interfaces: vec![Interface {
@@ -93,6 +99,7 @@ fn a_machine_set_up_for_the_night_has_nothing_to_mend() {
         "runtime",
         "swap",
         "memory-pressure",
+        "gpu-memory",
         "wired-memory",
         "disk",
         "gpu",
@@ -111,7 +118,7 @@ fn a_machine_set_up_for_the_night_has_nothing_to_mend() {
 fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
     use Level::{Fail, Warn};
     type Change = fn(&mut Observation, &mut Beside<'static>);
-    let rows: [(Change, &str, Level, &str); 26] = [
+    let rows: [(Change, &str, Level, &str); 27] = [
         (
             |of, _| settings(of).exo_daemon = Some(true),
             "exo-daemon",
@@ -137,6 +144,12 @@ fn each_thing_that_can_end_a_night_is_told_with_what_was_seen() {
             "memory-pressure",
             Fail,
             "memory is short now (pressure level 4)",
+        ),
+        (
+            |of, _| of.memory.gpu_working_set_bytes = Some(127 * GIB),
+            "gpu-memory",
+            Warn,
+            "the GPU may use 136.4 GB of 137.4 GB, which leaves the system too little",
         ),
         (
             |_, of| of.stranded_bytes = Some(40_000_000_000),

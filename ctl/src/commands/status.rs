@@ -4,7 +4,10 @@ use crate::{
     App,
     error::Result,
     exit::Exit,
-    output::{human, views::StatusView},
+    output::{
+        human,
+        views::{DoctorView, StatusView},
+    },
 };
 
 /// Arguments of `status`.
@@ -15,7 +18,9 @@ pub struct Args {}
 pub async fn run(_args: Args, app: &mut App) -> Result<Exit> {
     let mut client = app.connect().await?;
     let status = client.status().await?;
-    let view = StatusView::new(status, client.address().as_str());
+    // Beside the point when it does not answer.
+    let doctor = client.diagnose(String::new()).await.ok().map(DoctorView::from);
+    let view = StatusView::new(status, client.address().as_str(), doctor.as_ref());
     app.output.value(&view, human::status::status)?;
     Ok(if view.healthy { Exit::Ok } else { Exit::Failed })
 }

@@ -12,7 +12,7 @@ fn check(id: &str, level: CheckLevel, seen: &str, next_step: &str) -> v1::Check 
     v1::Check { id: id.into(), level: level.into(), seen: seen.into(), next_step: next_step.into() }
 }
 
-fn diagnosis() -> v1::Diagnosis {
+pub(crate) fn diagnosis() -> v1::Diagnosis {
     let node = |name: &str, checks| v1::NodeDiagnosis {
         node_id: name.into(),
         hardware_model: "Mac16,9".into(),

@@ -1,16 +1,24 @@
 //! `clusterctl status`: the screen, its JSON, its exit codes.
 
-use nightshift_ctl::output::{Screen, human, text::width, views::StatusView};
+use nightshift_ctl::output::{
+    Screen, human,
+    text::width,
+    views::{DoctorCountView, DoctorView, StatusView},
+};
 use nightshift_proto::v1;
 
 use super::{
-    canned,
+    canned, doctor,
     fake::{Fake, World},
     program::ask,
 };
 
 fn human(status: v1::ClusterStatus, columns: Option<usize>) -> String {
-    let text = human::status::status(&StatusView::new(status, "127.0.0.1:7400"), &Screen::plain(columns));
+    shown(&StatusView::new(status, "127.0.0.1:7400", None), columns)
+}
+
+fn shown(view: &StatusView, columns: Option<usize>) -> String {
+    let text = human::status::status(view, &Screen::plain(columns));
     if let Some(columns) = columns {
         for line in text.lines() {
             assert!(width(line) <= columns, "wider than {columns}: {line:?}");
@@ -36,6 +44,20 @@ fn degraded() {
 #[test]
 fn nothing_yet() {
     insta::assert_snapshot!("empty", human(canned::empty_status(), Some(80)));
+}
+
+#[test]
+fn what_doctor_found_is_counted_below_the_nodes() {
+    let found = DoctorView::from(doctor::diagnosis());
+    let mut view = StatusView::new(canned::healthy_status(), "127.0.0.1:7400", Some(&found));
+    insta::assert_snapshot!("doctor_count", shown(&view, Some(80)));
+    view.doctor = Some(DoctorCountView { fails: 0, warns: 1 });
+    let line = "  Nothing will end a night; 1 thing may make it worse. See: clusterctl doctor\n";
+    assert!(shown(&view, None).contains(line));
+    view.doctor = Some(DoctorCountView { fails: 0, warns: 0 });
+    assert!(!shown(&view, None).contains("doctor"));
+    let empty = StatusView::new(canned::empty_status(), "127.0.0.1:7400", Some(&found));
+    assert!(!shown(&empty, None).contains("doctor"), "there is nobody to look at");
 }
 
 #[test]

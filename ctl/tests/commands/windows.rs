@@ -115,7 +115,7 @@ fn a_job_shows_its_hours_and_its_deadline() {
 fn screens_say_why_nothing_happens_and_what_is_late() {
     let status = v1::ClusterStatus { jobs: vec![late_job(), waiting_job()], ..canned::healthy_status() };
     let screen = |columns| {
-        let view = StatusView::new(status.clone(), "127.0.0.1:7400");
+        let view = StatusView::new(status.clone(), "127.0.0.1:7400", None);
         let text = human::status::status(&view, &Screen::plain(columns));
         assert!(text.lines().all(|line| columns.is_none_or(|columns| width(line) <= columns)), "{text}");
         text

@@ -44,9 +44,15 @@ impl Driver {
             })
             .collect();
         let open = self.machine.jobs().filter(|job| job.record.state == JobState::Active);
-        let rulings = open.filter_map(|job| {
-            let rulings = self.machine.explain_job(now, job.record.id)?;
-            Some((job.record.id, rulings.into_iter().find(|ruling| ruling.rule == "model")?))
+        let rulings = open.flat_map(|job| {
+            let rulings = self.machine.explain_job(now, job.record.id).unwrap_or_default();
+            // A job without a node may wait for its window, its turn or a node that is off: that is for `explain`.
+            let of_model = rulings.into_iter().filter(|ruling| match ruling.rule {
+                "model" => true,
+                "plan" => ruling.holds,
+                _ => false,
+            });
+            of_model.map(|ruling| (job.record.id, ruling))
         });
         let models: Vec<(JobId, Ruling)> = rulings.collect();
         Ok(diagnosis(&nodes, &models, only.as_ref()))
@@ -205,10 +211,10 @@ fn of_stranger(stranger: &Stranger) -> v1::Check {
 fn of_model((job, ruling): &(JobId, Ruling)) -> v1::Check {
     let seen = format!("{job}: {}", ruling.sentence);
     if ruling.holds {
-        return check("model", v1::CheckLevel::Ok, seen, "");
+        return check(ruling.rule, v1::CheckLevel::Ok, seen, "");
     }
     check(
-        "model",
+        ruling.rule,
         v1::CheckLevel::Fail,
         seen,
         "put the same files at the same place on every node that is to run it",

@@ -30,17 +30,22 @@ fn verdict(view: &DoctorView) -> String {
     if view.nodes.is_empty() {
         return super::nodes::NO_NODES.to_owned();
     }
-    let fails = plural(
-        view.fails as u64,
+    count(view.fails, view.warns)
+}
+
+/// In a sentence.
+pub(super) fn count(fails: usize, warns: usize) -> String {
+    let fail = plural(
+        fails as u64,
         "thing will fail a night or may end it",
         "things will fail a night or may end it",
     );
-    let warns = plural(view.warns as u64, "thing may make it worse", "things may make it worse");
-    match (view.fails, view.warns) {
+    let warn = plural(warns as u64, "thing may make it worse", "things may make it worse");
+    match (fails, warns) {
         (0, 0) => "Nothing stands in the way of a night.".to_owned(),
-        (0, _) => format!("Nothing will end a night; {warns}."),
-        (_, 0) => format!("{}.", capital(&fails)),
-        (_, _) => format!("{}, and {warns}.", capital(&fails)),
+        (0, _) => format!("Nothing will end a night; {warn}."),
+        (_, 0) => format!("{}.", capital(&fail)),
+        (_, _) => format!("{}, and {warn}.", capital(&fail)),
     }
 }
 

@@ -35,6 +35,15 @@ pub fn status(status: &StatusView, screen: &Screen) -> String {
         }
     }
 
+    // With nobody there it would say again what stands above.
+    if let Some(found) =
+        status.doctor.filter(|found| found.fails + found.warns > 0 && !status.nodes.is_empty())
+    {
+        let style = if found.fails > 0 { Style::Warn } else { Style::Plain };
+        let text = format!("{} See: clusterctl doctor", super::doctor::count(found.fails, found.warns));
+        lines.extend(screen.sentence("  ", &text, style));
+    }
+
     let (unfinished, finished): (Vec<JobView>, Vec<JobView>) =
         status.jobs.iter().cloned().partition(|job| !job.is_finished());
     section(&mut lines, screen, "Jobs");

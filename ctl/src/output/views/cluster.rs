@@ -3,7 +3,7 @@
 use nightshift_proto::v1;
 use serde::Serialize;
 
-use super::{At, JobView, NodeView, job_name, nonzero, text};
+use super::{At, DoctorView, JobView, NodeView, job_name, nonzero, text};
 
 /// `status`.
 #[derive(Debug, Clone, Serialize)]
@@ -20,11 +20,22 @@ pub struct StatusView {
     pub jobs: Vec<JobView>,
     /// Open incidents and those closed in the last 24 hours, newest first.
     pub incidents: Vec<IncidentView>,
+    /// What `doctor` found; none where that could not be asked.
+    pub doctor: Option<DoctorCountView>,
+}
+
+/// How many things `doctor` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DoctorCountView {
+    /// Things that will end a night, or may at any time.
+    pub fails: usize,
+    /// Things a night may suffer from.
+    pub warns: usize,
 }
 
 impl StatusView {
     /// `asked` is the "host:port" that answered, in case the controller does not name its own.
-    pub fn new(status: v1::ClusterStatus, asked: &str) -> Self {
+    pub fn new(status: v1::ClusterStatus, asked: &str, doctor: Option<&DoctorView>) -> Self {
         StatusView {
             healthy: status.healthy,
             problems: status.problems,
@@ -32,6 +43,7 @@ impl StatusView {
             nodes: status.nodes.into_iter().map(NodeView::from).collect(),
             jobs: status.jobs.into_iter().map(JobView::from).collect(),
             incidents: status.incidents.into_iter().map(IncidentView::from).collect(),
+            doctor: doctor.map(|found| DoctorCountView { fails: found.fails, warns: found.warns }),
         }
     }
 }

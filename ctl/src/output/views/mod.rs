@@ -22,7 +22,8 @@ mod plan;
 mod report;
 
 pub use cluster::{
-    ControllerView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView, StatusView, SubmitView,
+    ControllerView, DoctorCountView, EventView, IncidentView, LineErrorView, LogLineView, SnapshotView,
+    StatusView, SubmitView,
 };
 pub use doctor::{CableEndView, CableView, CheckView, DoctorView, FlawView, NodeDoctorView};
 pub use explain::{ExplainView, RulingView};
