@@ -21,11 +21,18 @@ use crate::{
     epochs::{self, Epochs},
     gang::{files::Files, starts::Starts},
     ledger::{self, Ledger},
-    leftovers, lock,
+    leftovers,
+    link_prep::{
+        keeper,
+        known::{self, ClusterPorts},
+    },
+    lock,
     lock::InstanceLock,
     logging::LogStore,
     memory_debt::MemoryDebt,
-    model, probe, runtime, session,
+    model, probe,
+    probe::mac::tools::Tools,
+    runtime, session,
     session::inspections::Inspector,
     spool, supervisor, troubles,
     troubles::Trouble,
@@ -137,6 +144,8 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
     );
     let pids = Pids::default();
     let troubles = watch_troubles(&settings, pids.clone(), probe.clone(), stop.clone());
+    let cluster_ports = ClusterPorts::open(&known::path(dir));
+    let links = keep_links(&settings, &cluster_ports, probe.clone(), stop.clone());
     let supervisor = supervisor::run(
         supervisor::Options {
             records_dir,
@@ -176,12 +185,14 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         spool: spool.clone(),
         logs,
         probe,
+        cluster_ports,
         boot: session::Boot {
             memory_debt,
             rdma_starts: starts_used_now,
             worker_user: account.map(|account| account.name),
             is_root: nix::unistd::geteuid().is_root(),
             troubles,
+            links,
             time_zone: jiff::tz::TimeZone::system(),
         },
         runtime,
@@ -209,6 +220,29 @@ fn watch_troubles(
         None => return watch::channel(Arc::from([])).1,
     };
     troubles::watch::run(options, stop)
+}
+
+/// Only a Mac's ports are prepared; other systems have tools of their own for their network.
+fn keep_links(
+    settings: &Settings,
+    known: &ClusterPorts,
+    probe: probe::watch::Handle,
+    stop: CancellationToken,
+) -> watch::Receiver<Arc<keeper::State>> {
+    let tools = match &settings.scripted_mac {
+        Some(dir) => Tools::in_dirs(vec![dir.clone()]),
+        None if cfg!(target_os = "macos") => Tools::system(),
+        None => return watch::channel(Arc::default()).1,
+    };
+    let options = keeper::Options {
+        policy: settings.link_policy,
+        tools,
+        state_dir: settings.state_dir.clone(),
+        may_change: settings.scripted_mac.is_some() || nix::unistd::geteuid().is_root(),
+        known: known.subscribe(),
+        probe,
+    };
+    keeper::run(options, stop)
 }
 
 fn launcher(settings: &Settings, code_dir: &Path, dir: &Path, account: Option<&Account>) -> Launcher {

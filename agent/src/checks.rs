@@ -8,6 +8,7 @@ use nightshift_proto::v1;
 use serde::Serialize;
 
 use crate::{
+    link_prep::keeper::State,
     probe::{
         Observation,
         observation::{FileVault, Preflight, Thunderbolt, ThunderboltPort},
@@ -82,6 +83,8 @@ pub struct Beside<'a> {
     pub rdma_starts: Option<(u32, u32)>,
     /// Whom workers run as, where that is not whoever started the agent.
     pub workers: Option<WorkerUser<'a>>,
+    /// How the ports to other nodes are, where somebody looks.
+    pub links: Option<&'a State>,
     /// What the machine went through lately, oldest first.
     pub troubles: &'a [Trouble],
     /// That of the machine's clock; UTC where it is not known.
@@ -127,6 +130,7 @@ pub fn checks(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
     found.extend(last(beside, Kind::Panic).map(|of| panicked(of, beside)));
     found.extend(seen.preflight.iter().flat_map(settings));
     found.extend(seen.thunderbolt.iter().flat_map(|thunderbolt| links(seen, thunderbolt)));
+    found.extend(beside.links.filter(|links| links.ports > 0).map(link_preparation));
     found.extend(rdma_starts(beside));
     found.extend(tools(seen));
     found
@@ -357,6 +361,30 @@ fn links(seen: &Observation, thunderbolt: &Thunderbolt) -> Vec<Check> {
     });
     found.extend(cabled().map(|port| cable(seen, port)));
     found
+}
+
+fn link_preparation(links: &State) -> Check {
+    let ports = match links.ports {
+        1 => "the port to another node".to_owned(),
+        ports => format!("the {ports} ports to other nodes"),
+    };
+    let of = |level, seen: String, next_step: &str| Check::new("link-preparation", level, seen, next_step);
+    if let Some(problem) = &links.problem {
+        let again = if links.given_up { "; it is not tried again until something changes" } else { "" };
+        let step = "see what `cluster-agent link plan` says there";
+        return of(Level::Warn, format!("{ports} cannot be prepared: {problem}{again}"), step);
+    }
+    if !links.lacks.is_empty() {
+        return of(
+            Level::Warn,
+            format!("{ports} would be prepared by: {}", links.lacks.join("; ")),
+            "run `sudo cluster-agent link apply` there; `link_policy = \"apply\"` in the agent's configuration has it done after each restart",
+        );
+    }
+    if !links.refused.is_empty() {
+        return of(Level::Warn, links.refused.join("; "), "mend that by hand: it is not ours to change");
+    }
+    Check::ok("link-preparation", format!("{ports} {} prepared", if links.ports == 1 { "is" } else { "are" }))
 }
 
 fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {

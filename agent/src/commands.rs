@@ -20,6 +20,7 @@ use nightshift_agent::{
     agent,
     checks::{self, Beside, Check},
     config::{self, Overrides, Settings},
+    link_prep::keeper::Policy,
     logging::{self, LogStore},
     model,
     paths::Surroundings,
@@ -91,6 +92,9 @@ struct Run {
     /// Start workers as this user, when the agent is root.
     #[arg(long, value_name = "NAME")]
     worker_user: Option<String>,
+    /// Of the Thunderbolt ports that lead to other nodes, say what they lack, do it, or neither [default: suggest].
+    #[arg(long, value_name = "POLICY", value_enum)]
+    link_policy: Option<Policy>,
     /// Log into daily files here, 14 of them kept, and not to stderr.
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
@@ -232,6 +236,7 @@ async fn run_agent(arguments: Run) -> anyhow::Result<ExitCode> {
         runtime_dir: arguments.runtime_dir,
         memory_budget_mib: arguments.memory_budget_mib,
         worker_user: arguments.worker_user,
+        link_policy: arguments.link_policy,
         log_dir: arguments.log_dir,
         boot_id: arguments.boot_id,
         scripted_mac: arguments.scripted_mac,

@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::paths::Surroundings;
+use crate::{link_prep::keeper::Policy, paths::Surroundings};
 
 /// Where the controller listens unless told otherwise.
 pub const DEFAULT_CONTROLLER: &str = "127.0.0.1:7400";
@@ -83,6 +83,8 @@ pub struct Overrides {
     pub spool_max_bytes: Option<u64>,
     /// Whom an agent that is root starts workers as; without it, they run as root.
     pub worker_user: Option<String>,
+    /// What may be done to the Thunderbolt ports that lead to other nodes.
+    pub link_policy: Option<Policy>,
     /// `HF_HOME` for workers: where models of the hub are cached.
     pub hf_home: Option<PathBuf>,
     /// `HF_HUB_OFFLINE` for workers: never ask the hub.
@@ -123,6 +125,7 @@ impl Overrides {
             memory_budget_mib: self.memory_budget_mib.or(below.memory_budget_mib),
             spool_max_bytes: self.spool_max_bytes.or(below.spool_max_bytes),
             worker_user: self.worker_user.or(below.worker_user),
+            link_policy: self.link_policy.or(below.link_policy),
             hf_home: self.hf_home.or(below.hf_home),
             hf_hub_offline: self.hf_hub_offline.or(below.hf_hub_offline),
             worker_command: self.worker_command.or(below.worker_command),
@@ -155,6 +158,8 @@ pub struct Settings {
     pub spool_max_bytes: u64,
     /// See [`Overrides::worker_user`].
     pub worker_user: Option<String>,
+    /// See [`Overrides::link_policy`].
+    pub link_policy: Policy,
     /// See [`Overrides::hf_home`].
     pub hf_home: Option<PathBuf>,
     /// See [`Overrides::hf_hub_offline`].
@@ -202,6 +207,7 @@ impl Settings {
             memory_budget_bytes: given.memory_budget_mib.map(memory_budget_bytes).transpose()?,
             spool_max_bytes: given.spool_max_bytes.unwrap_or(DEFAULT_SPOOL_MAX_BYTES),
             worker_user: given.worker_user,
+            link_policy: given.link_policy.unwrap_or_default(),
             hf_home: given.hf_home,
             hf_hub_offline: given.hf_hub_offline,
             worker_command: given.worker_command,

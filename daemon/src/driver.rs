@@ -6,12 +6,13 @@ mod effects;
 mod handle;
 mod logs;
 mod models;
+mod ports;
 mod report;
 mod requests;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::PathBuf,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -91,6 +92,8 @@ struct Display {
     agent_version: String,
     /// What its configuration lets a model take; 0: nothing said.
     memory_budget_bytes: u64,
+    /// The Thunderbolt buses that its agent was told of in this session.
+    told_ports: BTreeSet<String>,
     /// How far its clock is ahead of this one, by its last heartbeat; the way of that heartbeat included.
     clock_ahead_ms: Option<i64>,
 }
@@ -112,7 +115,7 @@ struct Driver {
     notify: notify::Handle,
     watch: notify::Watch,
     /// Jobs whose newest record is not on disk because it could not be written.
-    unrecorded: std::collections::BTreeSet<JobId>,
+    unrecorded: BTreeSet<JobId>,
     /// Incidents that could not be written yet.
     unwritten_incidents: BTreeMap<u64, Incident>,
     /// Why the ledger cannot be waited for any longer.
@@ -158,7 +161,7 @@ pub fn run(
         gang_secret: None,
         notify: options.notify,
         watch: notify::Watch::default(),
-        unrecorded: std::collections::BTreeSet::new(),
+        unrecorded: BTreeSet::new(),
         unwritten_incidents: BTreeMap::new(),
         stuck: None,
         next_job: options.replay.next_job,

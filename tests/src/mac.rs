@@ -101,7 +101,12 @@ impl Mac {
         self.put("system.json", &self.system().to_string());
         self.say("system_profiler", &self.profiler().to_string());
         self.say("networksetup", &self.hardware_ports());
-        self.say("ifconfig", &self.interfaces());
+        self.put("ifconfig.out", &self.interfaces());
+        // What is to change something is written down, and for the test to do or not.
+        self.script(
+            "ifconfig",
+            "if [ \"$1\" = -a ]; then exec cat \"$0.out\"; fi\necho \"ifconfig $*\" >> \"${0%/*}/changes\"",
+        );
         self.say("rdma_ctl", if self.rdma { "enabled\n" } else { "disabled\n" });
         self.say("ibv_devices", &self.devices());
         if self.devinfo_hangs {
@@ -109,8 +114,16 @@ impl Mac {
         } else {
             self.say("ibv_devinfo", &self.device_infos());
         }
-        // No peer is reached yet when its port is looked at.
-        self.script("route", "echo 'route: writing to routing socket: not in table' >&2; exit 1");
+        // An address is reached over the interface that has one of its network, of four.
+        self.script(
+            "route",
+            "[ \"$2\" = get ] && awk -v peer=\"$3\" 'BEGIN { split(peer, p, \".\") }\n\
+             /^[a-z]/ { sub(\":.*\", \"\", $1); name = $1 }\n\
+             $1 == \"inet\" { split($2, a, \".\"); if (a[1] == p[1] && a[2] == p[2] && a[3] == p[3] && int(a[4] / 4) == int(p[4] / 4)) {\n\
+             print \"  interface: \" name; found = 1; exit } }\n\
+             END { exit !found }' \"${0%/*}/ifconfig.out\" && exit 0\n\
+             echo 'route: writing to routing socket: not in table' >&2; exit 1",
+        );
         self.say("ioclasscount", "AppleThunderboltRDMAProtectionDomain = 0\n");
         let settings = format!(
             "Currently in use:\n autorestart          1\n sleep                {}\n lowpowermode         0\n",
@@ -157,6 +170,12 @@ impl Mac {
         let head = json!({ "bug_type": "284", "incident_id": id });
         let body = json!({ "process_name": process, "analysis": { "restart_reason_desc": reason } });
         self.put(&format!("DiagnosticReports/gpuEvent-{process}-{id}.ips"), &format!("{head}\n{body}\n"));
+    }
+
+    /// What was run that is to change its network.
+    #[must_use]
+    pub fn changes(&self) -> String {
+        fs::read_to_string(self.dir.join("changes")).unwrap_or_default()
     }
 
     fn append(&self, name: &str, text: &str) {

@@ -279,14 +279,8 @@ async fn take(
             shared.lock().draining = drain.draining;
             Ok(())
         }
-        Command::PrepareLink(prepare) => {
-            let refusal = CommandResult {
-                command_id: prepare.command_id,
-                accepted: false,
-                problem: "a stub has no links".to_owned(),
-            };
-            send(sender, Body::CommandResult(refusal)).await
-        }
+        // It has no ports.
+        Command::ClusterPorts(_) => Ok(()),
         Command::LogRequest(request) => {
             let lines = LogLines { request_id: request.request_id, lines: Vec::new(), end: true };
             send(sender, Body::LogLines(lines)).await

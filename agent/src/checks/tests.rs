@@ -66,6 +66,7 @@ fn beside() -> Beside<'static> {
         stranded_bytes: Some(0),
         rdma_starts: Some((0, 5)),
         workers: None,
+        links: None,
         troubles: &[],
         time_zone: None,
     }
@@ -291,6 +292,30 @@ fn a_machine_without_cables_or_of_another_kind_is_told_less() {
         (of.memory.pressure_level, of_boot.rdma_starts) = (None, None);
     });
     assert_eq!(linux, []);
+}
+
+#[test]
+fn how_the_ports_to_other_nodes_are_is_told() {
+    let told = |links: State| {
+        let beside = Beside { links: Some(&links), ..beside() };
+        let found = checks(&ready(), &beside).into_iter().find(|check| check.id == "link-preparation");
+        found.map(|check| (check.level, check.seen))
+    };
+    assert_eq!(told(State::default()), None, "there are none");
+    let two = State { ports: 2, ..State::default() };
+    assert_eq!(told(two.clone()), Some((Level::Ok, "the 2 ports to other nodes are prepared".to_owned())));
+    let lacks = vec!["sudo ifconfig en3 up".to_owned(), "sudo ifconfig en1 up".to_owned()];
+    let says = |state, text: &str| assert_eq!(told(state), Some((Level::Warn, text.to_owned())));
+    says(
+        State { lacks, ..two.clone() },
+        "the 2 ports to other nodes would be prepared by: sudo ifconfig en3 up; sudo ifconfig en1 up",
+    );
+    let problem = Some("no".to_owned());
+    says(
+        State { ports: 1, problem, given_up: true, ..State::default() },
+        "the port to another node cannot be prepared: no; it is not tried again until something changes",
+    );
+    says(State { refused: vec!["bridge1 is somebody's".to_owned()], ..two }, "bridge1 is somebody's");
 }
 
 #[test]

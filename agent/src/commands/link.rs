@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use nightshift_agent::{
     link_prep::{
+        keeper,
         plan::{Plan, Step},
         run::{Journal, prepare, propose, reset, wanted},
     },
@@ -129,11 +130,9 @@ impl Site {
         }
         let dir = &self.state_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let lock = fs::File::create(dir.join("link-prep.lock"))
-            .context("cannot make the lock of link preparation")?;
-        lock.try_lock().context("another `cluster-agent link` is at work")?;
+        let lock = keeper::lock(dir).map_err(anyhow::Error::msg)?;
         self.lock = Some(lock);
-        Ok(Journal::open(&dir.join("link-prep.json"), seen.boot_id.as_deref())?)
+        Ok(Journal::open(&dir.join(keeper::JOURNAL), seen.boot_id.as_deref())?)
     }
 }
 

@@ -2,14 +2,14 @@
 //!
 //! * [`address`] works out the addresses of both ends of a cable;
 //! * [`plan`] says what has to be changed, and what takes it back;
-//! * [`run`] changes it, with a journal.
-//!
-//! The controller's request is refused in this version, so that nothing rests on a preparation that did not happen.
-
-/// What the controller is told.
-pub const REFUSAL: &str = "this version prepares links by `cluster-agent link` on the machine only";
+//! * [`run`] changes it, with a journal;
+//! * [`known`] holds which ports are this cluster's;
+//! * [`keeper`] keeps these prepared while the agent runs, as its policy allows, and [`pace`] says when to look.
 
 pub mod address;
+pub mod keeper;
+pub mod known;
+pub mod pace;
 pub mod plan;
 pub mod run;
 

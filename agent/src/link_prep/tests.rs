@@ -65,14 +65,14 @@ esac
 
 const NETWORKSETUP: &str = "#!/bin/sh\nprintf 'Hardware Port: Thunderbolt Bridge\\nDevice: bridge0\\n\\nHardware Port: Thunderbolt 1\\nDevice: en3\\n\\nHardware Port: Thunderbolt 2\\nDevice: en6\\n'\n";
 
-struct Machine {
+pub(super) struct Machine {
     dir: TempDir,
-    tools: Tools,
+    pub(super) tools: Tools,
 }
 
 impl Machine {
     /// After a reboot: the bridge has both ports, one of them is down.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
         for (name, text) in [("ifconfig", IFCONFIG), ("route", ROUTE), ("networksetup", NETWORKSETUP)] {
@@ -97,7 +97,7 @@ impl Machine {
         Self { dir, tools }
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 
@@ -106,7 +106,7 @@ impl Machine {
     }
 
     /// Commands that were to change something.
-    fn calls(&self) -> Vec<String> {
+    pub(super) fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.path().join("calls")).unwrap_or_default();
         calls.lines().map(ToOwned::to_owned).collect()
     }
@@ -129,7 +129,7 @@ impl Machine {
 
 const PEER: &str = "10.207.4.2";
 
-fn port() -> Vec<Wanted> {
+pub(super) fn port() -> Vec<Wanted> {
     vec![Wanted {
         interface: "en6".to_owned(),
         address: "10.207.4.1".parse().unwrap(),

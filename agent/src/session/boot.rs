@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::{
     checks::{Beside, Check, WorkerUser, checks},
     gang::starts::MAX_STARTS_PER_BOOT,
+    link_prep::keeper::State,
     memory_debt::MemoryDebt,
     probe::Observation,
     troubles::Trouble,
@@ -23,6 +24,8 @@ pub struct Boot {
     pub rdma_starts: watch::Receiver<u32>,
     /// Whom workers run as, where that is somebody else.
     pub worker_user: Option<String>,
+    /// How the ports to other nodes are.
+    pub links: watch::Receiver<Arc<State>>,
     /// What the machine went through lately.
     pub troubles: watch::Receiver<Arc<[Trouble]>>,
     /// That of its clock.
@@ -38,7 +41,9 @@ impl Boot {
         let memory_debt = self.memory_debt.look(observation.memory.wired_bytes);
         let used = *self.rdma_starts.borrow();
         let troubles = self.troubles.borrow().clone();
+        let links = self.links.borrow().clone();
         let beside = Beside {
+            links: Some(&links),
             troubles: &troubles,
             time_zone: Some(self.time_zone.clone()),
             // The controller is told of it apart.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     ledger::Ledger,
+    link_prep::known::ClusterPorts,
     spool::{self, Cursor},
     supervisor::{self, Command},
 };
@@ -256,6 +257,7 @@ async fn talk(
         logs: Requests::new(options.logs.clone(), options.node_id.clone(), sender.clone()),
         inspections: Inspections::new(options.inspector.clone(), sender.clone()),
         looks: Looks::new(sender.clone()),
+        cluster_ports: &options.cluster_ports,
         sent_through: Arc::clone(&sent_through),
     };
     let reading = reader.run(&mut inbound);
@@ -306,6 +308,7 @@ struct Reader<'a> {
     logs: Requests,
     inspections: Inspections,
     looks: Looks,
+    cluster_ports: &'a ClusterPorts,
     sent_through: Arc<AtomicU64>,
 }
 
@@ -328,7 +331,7 @@ impl Reader<'_> {
                 Body::Rows(rows) => self.supervisor.command(Command::Rows(rows)).await?,
                 Body::CancelRows(rows) => self.supervisor.command(Command::Cancel(rows)).await?,
                 Body::Drain(drain) => self.supervisor.command(Command::Drain(drain)).await?,
-                Body::PrepareLink(prepare) => self.supervisor.command(Command::PrepareLink(prepare)).await?,
+                Body::ClusterPorts(ports) => self.cluster_ports.learn(&ports),
             }
         }
     }

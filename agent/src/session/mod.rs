@@ -37,7 +37,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{ledger::Ledger, logging::LogStore, probe, runtime, spool, supervisor, util};
+use crate::{
+    ledger::Ledger, link_prep::known::ClusterPorts, logging::LogStore, probe, runtime, spool, supervisor,
+    util,
+};
 pub use boot::Boot;
 use conversation::Error;
 use inspections::Inspector;
@@ -71,6 +74,8 @@ pub struct Options {
     pub probe: probe::watch::Handle,
     /// Told with every observation.
     pub boot: Boot,
+    /// Learns which ports are the cluster's.
+    pub cluster_ports: ClusterPorts,
     /// A change of it begins a new session, because only the Hello tells it.
     pub runtime: watch::Receiver<Arc<runtime::Status>>,
 }

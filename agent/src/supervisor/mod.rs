@@ -86,8 +86,6 @@ pub enum Command {
     Cancel(v1::CancelRows),
     /// Take no new workers, or again.
     Drain(v1::Drain),
-    /// Change the network; refused.
-    PrepareLink(v1::PrepareLink),
 }
 
 enum Request {

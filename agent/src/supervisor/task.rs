@@ -25,7 +25,6 @@ use super::{
 use crate::{
     epochs,
     gang::{self, Launch},
-    link_prep,
     session::feed::{Outbound, Sender as Feed},
     util,
     worker::{
@@ -190,9 +189,6 @@ impl Supervisor {
                     tracing::info!(draining = drain.draining, "the controller has spoken");
                 }
                 self.draining = drain.draining;
-            }
-            Command::PrepareLink(prepare) => {
-                self.answer(prepare.command_id, Some(link_prep::REFUSAL.to_owned()));
             }
         }
     }

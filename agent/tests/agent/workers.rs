@@ -235,13 +235,6 @@ async fn what_cannot_be_done_is_refused_in_words() {
     session.begin().await;
     let stop = session.stop(9, StopMode::Kill, 0).await;
     assert_eq!((stop.accepted, stop.problem.as_str()), (false, "there is no such worker here"));
-    session
-        .send(controller_message::Body::PrepareLink(v1::PrepareLink { command_id: 5, link_id: "l".into() }))
-        .await;
-    assert_eq!(
-        session.command_result(5).await.problem,
-        "this version prepares links by `cluster-agent link` on the machine only"
-    );
     session.send(controller_message::Body::Drain(v1::Drain { draining: true })).await;
     assert_eq!(session.start_worker(1).await.problem, "this node is draining");
     session.send(controller_message::Body::Drain(v1::Drain { draining: false })).await;

@@ -75,6 +75,10 @@ pub(crate) fn agent_config(worker_user: &str, node_id: Option<&str>, controller:
     text.push_str(&line("worker_user", Some(worker_user), ""));
     text.push_str("\n# The name of this machine in the cluster; without it, its host name.\n");
     text.push_str(&line("node_id", node_id, "studio"));
+    text.push_str(
+        "\n# Of Thunderbolt ports that lead to other nodes: say what they lack (suggest), do it (apply), or neither (observe).\n",
+    );
+    text.push_str(&line("link_policy", None, "suggest"));
     text.push_str("\n# Where the controller is, or a tunnel to it ends.\n");
     text.push_str(&line("controller", controller, "127.0.0.1:7400"));
     text

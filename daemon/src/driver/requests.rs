@@ -186,6 +186,7 @@ impl Driver {
         }
         let display = self.displays.entry(node.clone()).or_default();
         display.observation.clone_from(&hello.observation);
+        display.told_ports.clear();
         display.runtime.clone_from(&hello.runtime);
         display.agent_version.clone_from(&hello.agent_version);
         display.memory_budget_bytes =
@@ -207,6 +208,7 @@ impl Driver {
         for event in queue {
             self.apply(event, &[]).await;
         }
+        self.tell_ports().await;
     }
 
     pub(super) async fn on_agent(&mut self, node: NodeId, session: SessionId, body: FromAgent) {
@@ -230,6 +232,7 @@ impl Driver {
                 let boot = convert::boot(Some(&observation));
                 display.observation = Some(observation);
                 self.apply(Event::Observed { node, memory, interfaces, boot }, &[]).await;
+                self.tell_ports().await;
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,
             FromAgent::Progress(progress) => {

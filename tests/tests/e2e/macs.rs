@@ -12,6 +12,7 @@ use serde_json::Value;
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("macs::what_happens_to_a_cable_is_told_with_what_to_do", &[], cable),
+        case("macs::a_port_that_the_bridge_took_is_prepared_as_the_policy_says", &[], preparation),
         case("macs::a_machine_that_is_not_set_up_for_the_night_is_told", &[], machine),
     ]
 }
@@ -41,8 +42,12 @@ impl Macs {
     }
 
     fn start_agent(&mut self, index: usize) {
+        self.start_agent_with_policy(index, "suggest");
+    }
+
+    fn start_agent_with_policy(&mut self, index: usize, policy: &str) {
         let mut command = self.cluster.agent_command(NAMES[index], &self.dir.sub("no-runtime"));
-        command.arg("--scripted-mac").arg(self.macs[index].dir());
+        command.args(["--link-policy", policy, "--scripted-mac"]).arg(self.macs[index].dir());
         self.cluster.start_agent_with(NAMES[index], command);
     }
 
@@ -179,6 +184,42 @@ async fn cable() {
         ],
     )
     .await;
+    macs.cluster.finish().await;
+}
+
+async fn preparation() {
+    let mut macs = Macs::start("mac-preparation").await;
+    macs.cable_is("rdma", &[]).await;
+
+    // What lacks is told with the commands, and nothing is done.
+    macs.change(|[_, b]| {
+        b.ports[0].bridged = true;
+        b.ports[0].address = None;
+    });
+    let told = macs.check_says("m2", "link-preparation", "would be prepared by").await;
+    assert!(told.contains("sudo ifconfig bridge0 deletem en3; sudo ifconfig en3 inet 10.207."), "{told}");
+    assert_eq!(macs.macs[1].changes(), "");
+
+    // The next agent of this Mac may do it, and does it without a controller: it was told before which ports are the cluster's.
+    macs.cluster.kill_agent("m2").await;
+    macs.cluster.stop_controller().await;
+    macs.start_agent_with_policy(1, "apply");
+    let commands = wait::eventually("the port to be prepared", wait::SOON, async || {
+        let changes = macs.macs[1].changes();
+        if changes.contains("inet") { Ok(changes) } else { Err(changes) }
+    })
+    .await;
+    assert!(commands.starts_with("ifconfig bridge0 deletem en3\n"), "{commands}");
+    macs.cluster.start_controller().await;
+    // This Mac does not do what it is told.
+    macs.check_says("m2", "link-preparation", "the system does not do what it was told").await;
+    let address =
+        commands.split("inet ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default().to_owned();
+    macs.change(|[_, b]| {
+        b.ports[0].bridged = false;
+        b.ports[0].address = Some(address);
+    });
+    macs.check_says("m2", "link-preparation", "the port to another node is prepared").await;
     macs.cluster.finish().await;
 }
 
