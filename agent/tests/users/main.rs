@@ -21,7 +21,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use nightshift_agent::worker::account::Account;
 use nightshift_proto::v1::{self, agent_message::Body, controller_message, worker_event::Event};
 use nix::unistd::geteuid;
-use support::{Controller, Session, Site, free_port, gang, worker};
+use support::{Agent, Controller, Session, Site, free_port, gang, worker};
 
 const NAME: &str = "nobody";
 const PYTHON: &str = "/usr/bin/python3";
@@ -64,6 +64,15 @@ fn open_site() -> (Site, Vec<String>) {
     (site, [PYTHON, "-S", program.to_str().unwrap()].map(str::to_owned).to_vec())
 }
 
+async fn in_session() -> (Site, Controller, Agent, Session) {
+    let (site, command) = open_site();
+    let mut controller = Controller::start().await;
+    let agent = site.agent_with(controller.address, &command, &format!("worker_user = {NAME:?}"));
+    let mut session = controller.session().await;
+    session.begin().await;
+    (site, controller, agent, session)
+}
+
 fn shared(site: &Site) -> PathBuf {
     site.dir.path().join("state-workers")
 }
@@ -75,11 +84,7 @@ async fn who(session: &mut Session, epoch: u64) -> serde_json::Value {
 }
 
 async fn as_the_user(account: Account) {
-    let (site, command) = open_site();
-    let mut controller = Controller::start().await;
-    let _agent = site.agent_with(controller.address, &command, &format!("worker_user = {NAME:?}"));
-    let mut session = controller.session().await;
-    session.begin().await;
+    let (site, _controller, _agent, mut session) = in_session().await;
     session.ready_worker(1).await;
     let who = who(&mut session, 1).await;
     assert_eq!(who["uid"], serde_json::json!([account.uid, account.uid]), "{who}");
@@ -96,11 +101,7 @@ async fn as_the_user(account: Account) {
 }
 
 async fn a_rank(account: Account) {
-    let (site, command) = open_site();
-    let mut controller = Controller::start().await;
-    let _agent = site.agent_with(controller.address, &command, &format!("worker_user = {NAME:?}"));
-    let mut session = controller.session().await;
-    session.begin().await;
+    let (site, _controller, _agent, mut session) = in_session().await;
     let ring = free_port();
     session
         .send(controller_message::Body::StartWorker(v1::StartWorker {

@@ -133,6 +133,15 @@ impl Layout {
         names.iter().map(|name| self.data().join(name)).collect()
     }
 
+    /// Its files: the configuration, and what lies beside its state.
+    pub(crate) fn files(&self, part: Part) -> Vec<PathBuf> {
+        let beside = match part {
+            Part::Agent => Some(self.data().join("runtime.lock")),
+            Part::Controller => None,
+        };
+        [self.config(part)].into_iter().chain(beside).collect()
+    }
+
     /// What `cluster-agent link` has changed in this boot.
     pub(crate) fn link_journal(&self) -> PathBuf {
         self.data().join("agent/link-prep.json")

@@ -58,7 +58,7 @@ impl Site {
         }
         let paths = Part::ALL
             .into_iter()
-            .flat_map(|part| layout.state(part).into_iter().chain([layout.config(part)]))
+            .flat_map(|part| layout.state(part).into_iter().chain(layout.files(part)))
             .chain([layout.bin(), layout.data(), layout.config_dir(), layout.home(), layout.link_journal()])
             .chain(layout.logs());
         seen.present = paths.filter(|path| self.at(path).symlink_metadata().is_ok()).collect();

@@ -248,10 +248,10 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
     });
     plan.steps.extend(programs.map(|program| Step::Remove { path: layout.program(program) }));
     let states = parts.iter().flat_map(|part| layout.state(*part)).filter(there);
-    let configs = parts.iter().map(|part| layout.config(*part)).filter(there);
+    let files = parts.iter().flat_map(|part| layout.files(*part)).filter(there);
     if purge {
         plan.steps.extend(states.map(|path| Step::RemoveTree { path }));
-        plan.steps.extend(configs.map(|path| Step::Remove { path }));
+        plan.steps.extend(files.map(|path| Step::Remove { path }));
         if !others_left {
             plan.steps.extend(layout.logs().filter(there).map(|path| Step::RemoveTree { path }));
             let dirs = BTreeSet::from([layout.config_dir(), layout.data()]);
@@ -261,7 +261,7 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
             plan.steps.push(Step::RemoveUser { name: layout.own_user().to_owned() });
         }
     } else {
-        plan.notes.extend(states.chain(configs).map(|path| format!("{} is kept", path.display())));
+        plan.notes.extend(states.chain(files).map(|path| format!("{} is kept", path.display())));
         if plan.notes.is_empty() {
             return plan;
         }

@@ -376,6 +376,9 @@ fn uninstalling_leaves_what_was_answered_and_purging_leaves_nothing() {
             if manager == "launchd" { (DATA, DATA) } else { ("var/lib/nightshift", "etc/nightshift") };
         let answers = machine.at(&format!("{data}/controller/jobs/j1/results.jsonl"));
         put(&answers, "{}\n", 0o600);
+        // As `cluster-agent runtime install` leaves it.
+        put(&machine.at(&format!("{data}/runtime/bin/python")), "", 0o755);
+        put(&machine.at(&format!("{data}/runtime.lock")), "", 0o644);
         let said = machine.done(&["uninstall"]);
         assert!(said.contains(&format!("# /{data}/controller is kept\n")), "{said}");
         assert!(said.contains("# --purge removes that, too\n"), "{said}");
