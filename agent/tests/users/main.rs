@@ -1,6 +1,6 @@
 //! An agent that is root starts its workers as another user.
 //!
-//! Where the tests do not run as root, or there is no user `nobody` or no Python that is open to it, the cases are counted as
+//! Where the tests do not run as root, or there is no user `nobody`, or no Python or no temporary directory that is open to it, the cases are counted as
 //! ignored.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test that uses it")]
@@ -45,6 +45,9 @@ fn case<F: Future<Output = ()>>(name: &str, body: impl FnOnce(Account) -> F + Se
         };
         if !Path::new(PYTHON).exists() || account.closed_at(Path::new(PYTHON)).is_some() {
             return Ok(Completion::ignored_with("there is no /usr/bin/python3 that everybody can run"));
+        }
+        if let Some(at) = account.closed_at(&std::env::temp_dir()) {
+            return Ok(Completion::ignored_with(format!("{} is closed to the user nobody", at.display())));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(body(account));
