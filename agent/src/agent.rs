@@ -348,20 +348,19 @@ async fn watch_runtime(
 
 /// That this process can use the runtime does not mean that workers can.
 async fn glance(dir: &Path, account: Option<&Account>) -> runtime::Status {
-    let status = runtime::glance(dir).await;
-    let closed = account.and_then(|account| {
-        let at = account.closed_at(&status.python)?;
-        Some(format!(
+    let python = runtime::interpreter(dir);
+    if let Some(account) = account
+        && let Some(at) = account.closed_at(&python)
+    {
+        let problem = format!(
             "the runtime's interpreter cannot be used by {}, whom workers run as: {} is closed to it; run \
              `cluster-agent runtime install --python PATH` with one that is open to everybody, such as the system's",
             account.name,
             at.display()
-        ))
-    });
-    match closed {
-        Some(problem) if status.ready => runtime::Status::unfit(dir, problem),
-        _ => status,
+        );
+        return runtime::Status::unfit(dir, problem);
     }
+    runtime::glance(dir, account).await
 }
 
 /// When the marker of the runtime was written; `None` while there is none.

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, DirBuilder},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -30,7 +30,11 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed?,
         }
-        DirBuilder::new().mode(if account.is_some() { 0o711 } else { 0o700 }).create(&dir)?;
+        DirBuilder::new().mode(0o700).create(&dir)?;
+        if account.is_some() {
+            // To be passed, whatever the umask is.
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
+        }
         Ok(Self { dir, account })
     }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     known,
-    pace::Pace,
+    pace::{Looked, Pace},
     plan::{Plan, Step, Wanted},
     run::{Journal, prepare, propose, wanted},
 };
@@ -161,11 +161,19 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
                     });
                     let Ok((given_back, outcome)) = done.await else { return };
                     tools = given_back;
-                    pace.looked(Instant::now(), basis, outcome.problem.is_none());
+                    let how = match (&outcome.problem, outcome.changed) {
+                        (Some(_), _) => Looked::Failed,
+                        (None, true) => Looked::Changed,
+                        (None, false) => Looked::Fine,
+                    };
+                    pace.looked(Instant::now(), basis, how);
+                    let fight = pace.fights_until(Instant::now()).map(|_| FIGHT.to_owned());
                     if outcome.changed {
                         probe.look_soon();
                     }
-                    let state = State { ports, given_up: pace.has_given_up(), ..outcome.state() };
+                    let state = outcome.state();
+                    let problem = state.problem.clone().or(fight);
+                    let state = State { ports, given_up: pace.has_given_up(), problem, ..state };
                     publish.send_if_modified(|before| {
                         let differs = **before != state;
                         *before = Arc::new(state);
@@ -198,6 +206,9 @@ async fn save(state_dir: &Path, known: BTreeSet<String>) {
         tracing::warn!(%error, "which ports are this cluster's cannot be kept: after a restart the controller must tell first");
     }
 }
+
+/// What is said of ports that do not stay as they are made.
+const FIGHT: &str = "something else on this machine takes back what is prepared, again and again; it is left to it for ten minutes";
 
 /// One look, with what it needs.
 #[derive(Debug)]

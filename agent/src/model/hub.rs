@@ -15,6 +15,12 @@ use crate::worker::account::Account;
 /// Longest revision that is taken: the hub's are 40 digits.
 const MAX_REVISION_BYTES: u64 = 128;
 
+/// Endings of the files that a worker reads: weights and their index, configuration, tokenizer and chat template.
+const NEEDED: [&str; 5] = ["safetensors", "json", "model", "txt", "jinja"];
+
+/// The largest published models have some 200 files.
+const MOST_NEEDED: usize = 4_096;
+
 /// What a name depends on besides itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
@@ -56,7 +62,13 @@ impl Place {
     #[must_use]
     pub fn closed(&self, dir: &Path) -> Option<String> {
         let account = self.account.as_ref()?;
-        let at = account.closed_at(&dir.join("config.json"))?;
+        let needed =
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| {
+                path.extension().is_some_and(|ending| NEEDED.iter().any(|needed| ending == *needed))
+            });
+        let at = account
+            .closed_at(&dir.join("config.json"))
+            .or_else(|| needed.take(MOST_NEEDED).find_map(|path| account.closed_at(&path)))?;
         Some(format!("{} is closed to {}, whom workers run as", at.display(), account.name))
     }
 

@@ -17,7 +17,7 @@ use super::{
     marker::{self, Kind},
     requirements,
 };
-use crate::util;
+use crate::{util, worker::account::Account};
 
 /// Importing takes 2 s on a quiet machine (FIELD-NOTES 1); a cold disk and busy processors are allowed for.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
@@ -88,12 +88,12 @@ struct Answer {
 
 /// Imports MLX and mlx-lm in the runtime of `dir` and compares their versions with the pinned ones.
 pub async fn check(dir: &Path) -> Status {
-    look(dir, &["import"], CHECK_LIMIT).await
+    look(dir, &["import"], CHECK_LIMIT, None).await
 }
 
 /// The same without importing, and without trusting an installation that was broken off or made from other
-/// requirements.
-pub async fn glance(dir: &Path) -> Status {
+/// requirements. As this user, where one is given: whoever owns the interpreter may put anything in its place.
+pub async fn glance(dir: &Path, account: Option<&Account>) -> Status {
     let problem = match marker::kind(dir) {
         Ok(Kind::Ready(marker)) if marker.requirements_hash != requirements::hash() => {
             "the runtime was made by another version of cluster-agent; run `cluster-agent runtime install`"
@@ -102,13 +102,15 @@ pub async fn glance(dir: &Path) -> Status {
         Ok(Kind::Broken) => {
             "the installation of the runtime was broken off; run `cluster-agent runtime install`".to_owned()
         }
-        Ok(Kind::Ready(_) | Kind::Vacant | Kind::Foreign) => return look(dir, &[], GLANCE_LIMIT).await,
+        Ok(Kind::Ready(_) | Kind::Vacant | Kind::Foreign) => {
+            return look(dir, &[], GLANCE_LIMIT, account).await;
+        }
         Err(error) => format!("the runtime in {} cannot be read: {error}", dir.display()),
     };
     Status::unfit(dir, problem)
 }
 
-async fn look(dir: &Path, arguments: &[&str], limit: Duration) -> Status {
+async fn look(dir: &Path, arguments: &[&str], limit: Duration, account: Option<&Account>) -> Status {
     let python = interpreter(dir);
     if !python.exists() {
         return Status::unfit(
@@ -116,7 +118,7 @@ async fn look(dir: &Path, arguments: &[&str], limit: Duration) -> Status {
             format!("there is no runtime in {}; run `cluster-agent runtime install`", dir.display()),
         );
     }
-    let output = match run(&python, arguments, limit).await {
+    let output = match run(&python, arguments, limit, account).await {
         Ok(output) => output,
         Err(problem) => return Status::unfit(dir, format!("{problem}; run `cluster-agent runtime install`")),
     };
@@ -145,9 +147,17 @@ fn different(package: &str, found: Option<&str>) -> Option<String> {
     })
 }
 
-async fn run(python: &Path, arguments: &[&str], limit: Duration) -> Result<String, String> {
+async fn run(
+    python: &Path,
+    arguments: &[&str],
+    limit: Duration,
+    account: Option<&Account>,
+) -> Result<String, String> {
     let mut command = Command::new(python);
     command.args(["-E", "-s", "-B", "-c", SCRIPT]).args(arguments).kill_on_drop(true);
+    if let Some(account) = account {
+        command.uid(account.uid).gid(account.gid).current_dir("/");
+    }
     let output = tokio::time::timeout(limit, command.output())
         .await
         .map_err(|_| format!("{} did not answer within {} s", python.display(), limit.as_secs()))?

@@ -119,7 +119,7 @@ pub async fn install(
     match marker::kind(dir).map_err(io_error(|| format!("read {}", dir.display())))? {
         Kind::Vacant => {}
         Kind::Ready(found) if found.requirements_hash == requirements::hash() => {
-            let status = check::glance(dir).await;
+            let status = check::glance(dir, None).await;
             if status.ready {
                 progress(&format!("the runtime in {} is ready", dir.display()));
                 return Ok(Outcome::AlreadyReady(status));

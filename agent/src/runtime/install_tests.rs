@@ -93,10 +93,10 @@ async fn another_requirements_hash_makes_it_again() {
     let Kind::Ready(found) = marker::kind(&runtime).unwrap() else { panic!("not ready") };
     marker::begin(&runtime).unwrap();
     marker::finish(&runtime, &Marker { requirements_hash: "old".into(), ..found }).unwrap();
-    assert!(!check::glance(&runtime).await.ready);
+    assert!(!check::glance(&runtime, None).await.ready);
     let (outcome, _) = install_into(dir.path(), &python).await;
     assert!(matches!(outcome, Ok(Outcome::Installed(_))), "{outcome:?}");
-    assert!(check::glance(&runtime).await.ready);
+    assert!(check::glance(&runtime, None).await.ready);
 }
 
 #[tokio::test]
