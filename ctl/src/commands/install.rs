@@ -49,12 +49,15 @@ impl What {
 /// A program that cannot start, for a port in use say, ends within a second.
 const RUNS_FOR_MS: u64 = 2_000;
 
+/// On everybody's search path, and not Homebrew's.
+const DEFAULT_PREFIX: &str = "/usr/local";
+
 /// What both commands take.
 #[derive(Debug, clap::Args)]
 struct Place {
-    /// The programs go into PREFIX/bin
-    #[arg(long, value_name = "PREFIX", default_value = "/usr/local")]
-    prefix: PathBuf,
+    /// The programs are in PREFIX/bin [default: where they are installed, else /usr/local]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<PathBuf>,
     /// Print every step, and do none
     #[arg(long)]
     dry_run: bool,
@@ -104,8 +107,8 @@ pub struct UninstallArgs {
 
 impl Place {
     fn site(&self, from: Option<PathBuf>) -> Result<Site> {
-        if !self.prefix.is_absolute() {
-            let message = format!("{} is no place for programs of the system.", self.prefix.display());
+        if let Some(prefix) = self.prefix.as_ref().filter(|prefix| !prefix.is_absolute()) {
+            let message = format!("{} is no place for programs of the system.", prefix.display());
             return Err(Error::Usage {
                 message,
                 hint: Some("give a whole path, such as /usr/local".to_owned()),
@@ -131,12 +134,20 @@ impl Place {
         let from = from.or_else(siblings::own_dir).ok_or_else(|| {
             Error::local_hint("It cannot be found out where this clusterctl lies.", "say it: --from DIR")
         })?;
-        Ok(Site {
-            layout: Layout { manager, prefix: self.prefix.clone() },
+        let mut site = Site {
+            layout: Layout { manager, prefix: DEFAULT_PREFIX.into() },
             root: self.root.clone(),
             from,
             runs_for: Duration::from_millis(self.runs_for_ms),
-        })
+        };
+        let prefix = match &self.prefix {
+            Some(prefix) => Some(prefix.clone()),
+            None => site.installed_prefix()?,
+        };
+        if let Some(prefix) = prefix {
+            site.layout.prefix = prefix;
+        }
+        Ok(site)
     }
 }
 
@@ -184,6 +195,7 @@ pub async fn uninstall(args: UninstallArgs, app: &mut App) -> Result<Exit> {
         .iter()
         .filter_map(|step| match step {
             Step::RemoveTree { path } => Some(path.display().to_string()),
+            Step::RemoveUser { name } => Some(format!("the user {name}")),
             _ => None,
         })
         .collect();
@@ -198,6 +210,10 @@ pub async fn uninstall(args: UninstallArgs, app: &mut App) -> Result<Exit> {
             app.output.note("Nothing was removed.");
             return Ok(Exit::Failed);
         }
+    }
+    if plan.steps.iter().any(|step| matches!(step, Step::ResetLinks { .. })) {
+        // It is run as root.
+        site.check_bin()?;
     }
     if !args.place.dry_run {
         Runner::new(&site).each(&plan.steps, |step| tell(app, &site.layout, step)).await?;

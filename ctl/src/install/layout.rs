@@ -133,6 +133,13 @@ impl Layout {
         names.iter().map(|name| self.data().join(name)).collect()
     }
 
+    /// Everything that installing replaces.
+    pub(crate) fn targets(&self) -> Vec<PathBuf> {
+        let programs = Program::ALL.into_iter().map(|program| self.program(program));
+        let files = Part::ALL.into_iter().flat_map(|part| [self.unit(part), self.config(part)]);
+        programs.chain(files).collect()
+    }
+
     /// Its files: the configuration, and what lies beside its state.
     pub(crate) fn files(&self, part: Part) -> Vec<PathBuf> {
         let beside = match part {
@@ -150,6 +157,11 @@ impl Layout {
     /// The home directory of a user who is made for workers: what they fetch from the model hub lies there.
     pub(crate) fn home(&self) -> PathBuf {
         self.data().join("home")
+    }
+
+    /// Says that the user for workers was made, and so is to go with everything else.
+    pub(crate) fn user_marker(&self) -> PathBuf {
+        self.data().join("made-user")
     }
 
     /// Where logs go; `None` where the service manager keeps them.

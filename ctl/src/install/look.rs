@@ -12,7 +12,8 @@ use std::{
 use super::{
     layout::{Layout, Manager, Part, Program},
     plan::{Copy, Request, Seen, State},
-    step::{DSCL, ID, LAUNCHCTL, SYSTEMCTL},
+    step::{DSCL, ID, LAUNCHCTL, SYSTEMCTL, kept, staged},
+    units,
 };
 use crate::{
     error::{Error, Result},
@@ -60,7 +61,9 @@ impl Site {
             .into_iter()
             .flat_map(|part| layout.state(part).into_iter().chain(layout.files(part)))
             .chain([layout.bin(), layout.data(), layout.config_dir(), layout.home(), layout.link_journal()])
-            .chain(layout.logs());
+            .chain([layout.user_marker()])
+            .chain(layout.logs())
+            .chain(layout.targets().into_iter().flat_map(|path| [staged(&path), kept(&path)]));
         seen.present = paths.filter(|path| self.at(path).symlink_metadata().is_ok()).collect();
         for program in Program::ALL {
             let there = self.at(&layout.program(program));
@@ -85,31 +88,54 @@ impl Site {
                 seen.users.insert(name.to_owned());
             }
         }
+        // One that was made and not given, or is of a user who is gone, is as one that is not there.
+        let owner = self.user(layout.own_user()).await?.map(|(user, _)| user);
+        if self.at(&layout.home()).metadata().is_ok_and(|home| Some(home.uid()) != owner) {
+            seen.present.remove(&layout.home());
+        }
         if layout.manager == Manager::Launchd && !seen.users.contains(layout.own_user()) {
             seen.free_number = self.free_number().await?;
         }
         Ok(seen)
     }
 
-    /// Whether what lies in the programs' directory may be run as root: nobody else must be able to write there.
+    /// Whether what lies in the programs' directory may be run as root: nobody else must be able to put something in its place, there
+    /// or on the way to it.
     pub(crate) fn check_bin(&self) -> Result<()> {
-        let dir = self.layout.bin();
-        let owner = if self.is_real() { 0 } else { nix::unistd::geteuid().as_raw() };
-        // What is not there is made, and is root's.
-        let Some(found) = dir.ancestors().find_map(|dir| Some((dir, self.at(dir).metadata().ok()?))) else {
-            return Ok(());
-        };
-        let (dir, metadata) = found;
-        if metadata.uid() == owner && metadata.mode() & 0o002 == 0 {
-            return Ok(());
+        let bin = self.layout.bin();
+        // In the directory that stands for a machine, whoever runs the test is its root, with a umask of theirs.
+        let (owner, others) =
+            if self.is_real() { (0, 0o022) } else { (nix::unistd::geteuid().as_raw(), 0o002) };
+        for dir in bin.ancestors() {
+            // What is not there is made, and is root's.
+            let Ok(metadata) = self.at(dir).metadata() else { continue };
+            let is_sticky = metadata.mode() & 0o1000 != 0 && dir != bin;
+            if metadata.uid() != owner || (metadata.mode() & others != 0 && !is_sticky) {
+                return Err(Error::local_hint(
+                    format!(
+                        "{} can be written by others than root, who could put a program of theirs in the place of ours.",
+                        dir.display()
+                    ),
+                    "choose another place: --prefix /opt/nightshift",
+                ));
+            }
         }
-        Err(Error::local_hint(
-            format!(
-                "{} can be written by others than root, who could put a program of theirs in the place of ours.",
-                dir.display()
-            ),
-            "choose another place: --prefix /opt/nightshift",
-        ))
+        Ok(())
+    }
+
+    /// Where the programs of services that are installed lie.
+    pub(crate) fn installed_prefix(&self) -> Result<Option<PathBuf>> {
+        for part in Part::ALL {
+            if let Some(text) = self.text(&self.layout.unit(part))? {
+                let program = units::program(self.layout.manager, &text);
+                // PREFIX/bin/NAME
+                let prefix = program.as_deref().and_then(|program| program.parent()?.parent());
+                if let Some(prefix) = prefix {
+                    return Ok(Some(prefix.to_owned()));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The service as its manager knows it.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     layout::{Layout, Manager, Part, Program},
-    step::Step,
+    step::{Step, kept, staged},
     units,
 };
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ pub(crate) struct Plan {
 /// What installing takes. Nothing, where all is as it should be.
 pub(crate) fn install(request: &Request, layout: &Layout, seen: &Seen) -> Result<Plan> {
     let mut plan = Plan::default();
-    let mut configs = Vec::new();
+    let (mut configs, mut made, mut home) = (Vec::new(), None, None);
     let mut directories: Vec<(PathBuf, u32, Option<String>)> =
         vec![(layout.bin(), 0o755, None), (layout.data(), 0o755, None)];
     if layout.config_dir() != layout.data() {
@@ -97,10 +97,10 @@ pub(crate) fn install(request: &Request, layout: &Layout, seen: &Seen) -> Result
         let config = match (part, seen.configs.get(&part)) {
             (Part::Agent, text) => {
                 let user = worker_user(request, layout, text.map(String::as_str))?;
-                plan.steps
-                    .extend(user.as_deref().map(|user| make_user(user, layout, seen)).transpose()?.flatten());
-                if user.as_deref() == Some(layout.own_user()) {
-                    directories.push((layout.home(), 0o700, user.clone()));
+                made = user.as_deref().map(|user| make_user(user, layout, seen)).transpose()?.flatten();
+                let is_ours = made.is_some() || seen.present.contains(&layout.user_marker());
+                if is_ours && user.as_deref() == Some(layout.own_user()) {
+                    home = Some((layout.home(), 0o700, user.clone()));
                 }
                 let (node, controller) = (request.node_id.as_deref(), request.controller.as_deref());
                 units::agent_config(user.as_deref().unwrap_or_default(), node, controller)
@@ -113,13 +113,21 @@ pub(crate) fn install(request: &Request, layout: &Layout, seen: &Seen) -> Result
             configs.push((part, config));
         }
     }
-    let missing = directories.into_iter().filter(|(path, ..)| !seen.present.contains(path));
-    plan.steps.extend(missing.map(|(path, mode, owner)| Step::MakeDirectory { path, mode, owner }));
+    let is_missing = |(path, ..): &(PathBuf, u32, Option<String>)| !seen.present.contains(path);
+    let make = |(path, mode, owner)| Step::MakeDirectory { path, mode, owner };
+    plan.steps.extend(directories.into_iter().filter(is_missing).map(make));
+    if let Some(made) = made {
+        // First that it is ours, so that it is never left behind.
+        let text = format!("{}\n", layout.own_user());
+        plan.steps.push(Step::Write { path: layout.user_marker(), text, mode: 0o644 });
+        plan.steps.push(made);
+    }
+    plan.steps.extend(home.into_iter().filter(is_missing).map(make));
 
     let wanted: BTreeSet<Program> =
         request.parts.iter().map(|part| part.program()).chain([Program::Clusterctl]).collect();
     let stale: BTreeSet<Program> =
-        wanted.into_iter().filter(|program| seen.copy(*program) != Copy::Same).collect();
+        wanted.iter().copied().filter(|program| seen.copy(*program) != Copy::Same).collect();
     for &program in &stale {
         let from = seen
             .sources
@@ -131,18 +139,27 @@ pub(crate) fn install(request: &Request, layout: &Layout, seen: &Seen) -> Result
     let units: Vec<(Part, String)> =
         request.parts.iter().map(|&part| (part, units::unit(layout, part))).collect();
     let changed = |part: Part, text: &String| seen.units.get(&part) != Some(text);
+    let interrupted = |path: &PathBuf| seen.present.contains(&kept(path));
     let restarted: Vec<Part> = units
         .iter()
         .filter(|(part, text)| {
             changed(*part, text)
                 || stale.contains(&part.program())
                 || configs.iter().any(|(written, _)| written == part)
+                || interrupted(&layout.unit(*part))
+                || interrupted(&layout.program(part.program()))
                 || !matches!(seen.state(*part), State::Running { .. })
         })
         .map(|(part, _)| *part)
         .collect();
     let known = restarted.iter().filter(|part| seen.state(**part) != State::Absent);
     plan.steps.extend(known.map(|&part| Step::Stop { part }));
+    let same_programs =
+        wanted.iter().filter(|program| !stale.contains(program)).map(|program| layout.program(*program));
+    let same_units =
+        units.iter().filter(|(part, text)| !changed(*part, text)).map(|(part, _)| layout.unit(*part));
+    let done: Vec<PathBuf> = same_programs.chain(same_units).filter(interrupted).collect();
+    plan.steps.extend(done.into_iter().map(|to| Step::Resume { to }));
     plan.steps.extend(stale.iter().map(|&program| Step::Place { to: layout.program(program) }));
     plan.steps.extend(configs.into_iter().map(|(part, text)| Step::Write {
         path: layout.config(part),
@@ -228,12 +245,15 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
     let others_left = Part::ALL.iter().any(|part| !parts.contains(part) && is_there(*part));
     let agent = layout.program(Program::ClusterAgent);
     let links_changed = layout.manager == Manager::Launchd && there(&layout.link_journal());
-    if parts.contains(&Part::Agent) && links_changed && seen.copy(Program::ClusterAgent) != Copy::Absent {
-        plan.steps.push(Step::ResetLinks { program: agent });
-    }
+    let resets =
+        parts.contains(&Part::Agent) && links_changed && seen.copy(Program::ClusterAgent) != Copy::Absent;
     for &part in parts {
         if seen.state(part) != State::Absent {
             plan.steps.push(Step::Stop { part });
+        }
+        if part == Part::Agent && resets {
+            // Behind the agent, which might prepare them again.
+            plan.steps.push(Step::ResetLinks { program: agent.clone() });
         }
         if seen.units.contains_key(&part) {
             if layout.manager == Manager::Systemd {
@@ -242,23 +262,33 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
             plan.steps.push(Step::Remove { path: layout.unit(part) });
         }
     }
+    if layout.manager == Manager::Systemd && !plan.steps.is_empty() {
+        plan.steps.push(Step::Reload);
+    }
     let programs = Program::ALL.into_iter().filter(|program| {
         seen.copy(*program) != Copy::Absent
             && (!others_left || parts.iter().any(|part| part.program() == *program))
     });
     plan.steps.extend(programs.map(|program| Step::Remove { path: layout.program(program) }));
+    // Of an installation that was killed.
+    let targets = if others_left { Vec::new() } else { layout.targets() };
+    let halves = targets.iter().flat_map(|path| [staged(path), kept(path)]).filter(there);
+    plan.steps.extend(halves.map(|path| Step::Remove { path }));
     let states = parts.iter().flat_map(|part| layout.state(*part)).filter(there);
     let files = parts.iter().flat_map(|part| layout.files(*part)).filter(there);
     if purge {
         plan.steps.extend(states.map(|path| Step::RemoveTree { path }));
         plan.steps.extend(files.map(|path| Step::Remove { path }));
+        if parts.contains(&Part::Agent) && there(&layout.user_marker()) {
+            if seen.users.contains(layout.own_user()) {
+                plan.steps.push(Step::RemoveUser { name: layout.own_user().to_owned() });
+            }
+            plan.steps.push(Step::Remove { path: layout.user_marker() });
+        }
         if !others_left {
             plan.steps.extend(layout.logs().filter(there).map(|path| Step::RemoveTree { path }));
             let dirs = BTreeSet::from([layout.config_dir(), layout.data()]);
             plan.steps.extend(dirs.into_iter().filter(there).map(|path| Step::RemoveEmpty { path }));
-        }
-        if parts.contains(&Part::Agent) && seen.users.contains(layout.own_user()) {
-            plan.steps.push(Step::RemoveUser { name: layout.own_user().to_owned() });
         }
     } else {
         plan.notes.extend(states.chain(files).map(|path| format!("{} is kept", path.display())));

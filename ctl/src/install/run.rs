@@ -1,7 +1,7 @@
 //! Takes the steps, and takes them back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
@@ -56,6 +56,7 @@ enum Back {
     Restore(PathBuf),
     RemoveUser(String),
     Start(Part),
+    /// And has the manager forget it, when it was not there before.
     Stop(Part),
 }
 
@@ -68,11 +69,22 @@ pub(crate) struct Runner<'a> {
     kept: Vec<PathBuf>,
     /// How long the file was that a service writes its last words to, when it was started.
     said_before: BTreeMap<Part, u64>,
+    /// Directories whose entries have changed, to be synced to disk when all is done.
+    changed: BTreeSet<PathBuf>,
+    /// What was done is being taken back: that is not interrupted.
+    is_going_back: bool,
 }
 
 impl<'a> Runner<'a> {
     pub(crate) fn new(site: &'a Site) -> Self {
-        Self { site, taken: Vec::new(), kept: Vec::new(), said_before: BTreeMap::new() }
+        Self {
+            site,
+            taken: Vec::new(),
+            kept: Vec::new(),
+            said_before: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            is_going_back: false,
+        }
     }
 
     /// All of them, or none: what was done is taken back when one fails.
@@ -82,6 +94,9 @@ impl<'a> Runner<'a> {
             if let Err(error) = self.take(step).await {
                 return Err(self.back(error).await);
             }
+        }
+        for dir in &self.changed {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("sync", dir, &e))?;
         }
         for path in &self.kept {
             // The next time removes it.
@@ -113,7 +128,7 @@ impl<'a> Runner<'a> {
                     if begun.elapsed() > USER_LIMIT {
                         return Err(Error::local(format!("The user {name} was made and is not there.")));
                     }
-                    wait(LOOK_EVERY).await?;
+                    self.wait(LOOK_EVERY).await?;
                 }
                 Ok(())
             }
@@ -133,8 +148,13 @@ impl<'a> Runner<'a> {
                 let to = site.at(to);
                 self.keep(&to)
                     .and_then(|()| fs::rename(staged(&to), &to))
-                    .and_then(|()| sync_parent(&to))
                     .map_err(|e| failed("write", &to, &e))
+            }
+            Step::Resume { to } => {
+                let to = site.at(to);
+                self.taken.push(Back::Restore(to.clone()));
+                self.kept.push(kept(&to));
+                Ok(())
             }
             Step::Write { path, text, mode } => {
                 let to = site.at(path);
@@ -142,8 +162,7 @@ impl<'a> Runner<'a> {
                 self.taken.push(Back::Remove(new.clone()));
                 let written = write(&new, text.as_bytes(), *mode)
                     .and_then(|()| self.keep(&to))
-                    .and_then(|()| fs::rename(&new, &to))
-                    .and_then(|()| sync_parent(&to));
+                    .and_then(|()| fs::rename(&new, &to));
                 written.map_err(|e| failed("write", &to, &e))
             }
             Step::Stop { part } => {
@@ -155,7 +174,7 @@ impl<'a> Runner<'a> {
                 self.start(*part).await
             }
             Step::Verify { part } => self.verify(*part).await,
-            Step::Disable { .. } => self.run(&commands).await,
+            Step::Disable { .. } | Step::Reload => self.run(&commands).await,
             Step::RemoveUser { name } => self.remove_user(name).await,
             Step::ResetLinks { .. } => match self.run(&commands).await {
                 Err(error @ Error::Interrupted) => Err(error),
@@ -178,22 +197,28 @@ impl<'a> Runner<'a> {
     /// Takes back what was done, last things first; the error says how that went.
     async fn back(mut self, error: Error) -> Error {
         let mut problems = Vec::new();
+        self.is_going_back = true;
         while let Some(back) = self.taken.pop() {
             let outcome = match back {
                 Back::Remove(path) => gone(fs::remove_file(&path)).map_err(|e| failed("remove", &path, &e)),
-                Back::RemoveDirectory(path) => {
-                    gone(fs::remove_dir(&path)).map_err(|e| failed("remove", &path, &e))
-                }
+                // A service that has run may have put something there: that is not ours to judge.
+                Back::RemoveDirectory(path) => match gone(fs::remove_dir(&path)) {
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                    outcome => outcome.map_err(|e| failed("remove", &path, &e)),
+                },
                 Back::Restore(path) => fs::rename(kept(&path), &path)
                     .and_then(|()| sync_parent(&path))
                     .map_err(|e| failed("restore", &path, &e)),
                 Back::RemoveUser(name) => self.remove_user(&name).await,
-                Back::Start(part) => self.start(part).await,
-                Back::Stop(part) => self.stop(part).await,
+                Back::Start(part) => self.start_again(part).await,
+                Back::Stop(part) => self.stop_for_good(part).await,
             };
             if let Err(problem) = outcome {
                 problems.push(problem.to_string());
             }
+        }
+        if let Err(problem) = self.run(&Step::Reload.commands(&self.site.layout)).await {
+            problems.push(problem.to_string());
         }
         let (message, hint) = (error.to_string(), error.hint().map(str::to_owned));
         match (error, problems.is_empty()) {
@@ -226,14 +251,51 @@ impl<'a> Runner<'a> {
 
     /// Of a user who may be there in part only, what there is.
     async fn remove_user(&self, name: &str) -> Result<()> {
+        let mut refused = None;
         for command in (Step::RemoveUser { name: name.to_owned() }).commands(&self.site.layout) {
-            if let Err(error @ Error::Interrupted) = self.run(std::slice::from_ref(&command)).await {
-                return Err(error);
+            match self.run(std::slice::from_ref(&command)).await {
+                Err(error @ Error::Interrupted) => return Err(error),
+                outcome => refused = refused.or(outcome.err()),
             }
         }
         match self.site.user(name).await? {
-            Some(_) => Err(Error::local(format!("The user {name} is still there."))),
+            Some(_) => {
+                let why = refused.map(|error| format!(" {error}")).unwrap_or_default();
+                Err(Error::local_hint(
+                    format!("The user {name} is still there.{why}"),
+                    "on macOS a terminal needs Full Disk Access to remove users: allow it in System Settings",
+                ))
+            }
             None => Ok(()),
+        }
+    }
+
+    /// A service that is being stopped may still be ending: it is started when it is gone.
+    async fn start_again(&mut self, part: Part) -> Result<()> {
+        self.stop(part).await?;
+        self.start(part).await
+    }
+
+    /// One that was not there before is forgotten, too.
+    async fn stop_for_good(&self, part: Part) -> Result<()> {
+        self.stop(part).await?;
+        let unit = self.site.at(&self.site.layout.unit(part));
+        if !kept(&unit).exists() && unit.exists() {
+            self.run(&Step::Disable { part }.commands(&self.site.layout)).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait(&self, time: Duration) -> Result<()> {
+        if self.is_going_back {
+            tokio::time::sleep(time).await;
+            return Ok(());
+        }
+        let mut stop = pin!(interrupted());
+        tokio::select! {
+            biased;
+            () = &mut stop => Err(Error::Interrupted),
+            () = tokio::time::sleep(time) => Ok(()),
         }
     }
 
@@ -258,7 +320,7 @@ impl<'a> Runner<'a> {
                     ))
                 }));
             }
-            wait(LOOK_EVERY).await?;
+            self.wait(LOOK_EVERY).await?;
         }
         Ok(())
     }
@@ -274,7 +336,7 @@ impl<'a> Runner<'a> {
         loop {
             tries_left -= 1;
             match self.run(&commands).await {
-                Err(Error::Local { .. }) if tries_left > 0 => wait(BOOTSTRAP_WAIT).await?,
+                Err(Error::Local { .. }) if tries_left > 0 => self.wait(BOOTSTRAP_WAIT).await?,
                 outcome => return outcome,
             }
         }
@@ -299,7 +361,7 @@ impl<'a> Runner<'a> {
                 }
                 (_, None) => {}
             }
-            wait(LOOK_EVERY).await?;
+            self.wait(LOOK_EVERY).await?;
         }
     }
 
@@ -330,21 +392,29 @@ impl<'a> Runner<'a> {
             let mode = if dir == path { mode } else { 0o755 };
             DirBuilder::new().mode(mode).create(dir)?;
             self.taken.push(Back::RemoveDirectory(dir.to_owned()));
+            self.changed.extend(dir.parent().map(Path::to_owned));
             // Whatever the umask is.
             fs::set_permissions(dir, fs::Permissions::from_mode(mode))?;
         }
         if let Some((user, group)) = owner {
+            // It may be there, made by an installation that was killed before this, or for a user who is gone.
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
             chown(path, Some(user), Some(group))?;
         }
-        sync_parent(path)
+        Ok(())
     }
 
     /// Keeps what is there, to be able to restore it.
     fn keep(&mut self, path: &Path) -> io::Result<()> {
         let copy = kept(path);
-        // Of an installation that was killed.
-        gone(fs::remove_file(&copy))?;
+        self.changed.extend(path.parent().map(Path::to_owned));
         match fs::hard_link(path, &copy) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Of an installation that was killed: what it put in place has never been seen to run, and this one has.
+                self.taken.push(Back::Restore(path.to_owned()));
+                self.kept.push(copy);
+                Ok(())
+            }
             Ok(()) => {
                 self.taken.push(Back::Restore(path.to_owned()));
                 self.kept.push(copy);
@@ -406,13 +476,4 @@ fn end_of(path: &Path, from: u64) -> Option<String> {
     let mut said = Vec::new();
     file.take(SAID_BYTES).read_to_end(&mut said).ok()?;
     Some(String::from_utf8_lossy(&said).into_owned())
-}
-
-async fn wait(time: Duration) -> Result<()> {
-    let mut stop = pin!(interrupted());
-    tokio::select! {
-        biased;
-        () = &mut stop => Err(Error::Interrupted),
-        () = tokio::time::sleep(time) => Ok(()),
-    }
 }

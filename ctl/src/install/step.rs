@@ -19,10 +19,14 @@ pub(crate) enum Step {
     Stop { part: Part },
     /// Puts a staged program into its place.
     Place { to: PathBuf },
+    /// Goes on with what an installation that was interrupted has put in place.
+    Resume { to: PathBuf },
     /// Writes a small file.
     Write { path: PathBuf, text: String, mode: u32 },
     /// Makes the service manager forget a service before its file goes.
     Disable { part: Part },
+    /// Has the service manager see that service files have gone.
+    Reload,
     /// Starts a service, now and at each start of the machine.
     Start { part: Part },
     /// Sees to it that a service runs and goes on running.
@@ -90,6 +94,10 @@ impl Step {
                 format!("stop {}, and wait until it is gone", layout.label(*part))
             }
             Self::Place { to } => format!("put {} in its place", path(to)),
+            Self::Resume { to } => {
+                format!("go on with {}, which an interrupted installation has put in place", path(to))
+            }
+            Self::Reload => "have the service manager look at its files".to_owned(),
             Self::Write { path: file, mode, .. } => format!("write {} (mode {mode:o})", path(file)),
             Self::Disable { part } => format!("forget {}", layout.label(*part)),
             Self::Start { part } => format!("start {}, now and with the machine", layout.label(*part)),
@@ -147,6 +155,7 @@ impl Step {
             (Manager::Systemd, Self::Disable { part }) => {
                 vec![Command::new(SYSTEMCTL, &["disable", layout.label(*part)])]
             }
+            (Manager::Systemd, Self::Reload) => vec![Command::new(SYSTEMCTL, &["daemon-reload"])],
             (_, Self::ResetLinks { program }) => {
                 vec![Command::new(&program.to_string_lossy(), &["link", "reset"])]
             }

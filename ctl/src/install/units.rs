@@ -1,6 +1,6 @@
 //! The services' own files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::layout::{Layout, Manager, Part};
 
@@ -53,6 +53,29 @@ fn in_quotes(path: &Path) -> String {
         }
     }
     text
+}
+
+/// What the service of this file runs.
+pub(crate) fn program(manager: Manager, text: &str) -> Option<PathBuf> {
+    match manager {
+        Manager::Launchd => {
+            let after = text.split_once("<key>ProgramArguments</key>")?.1;
+            let written = after.split_once("<string>")?.1.split_once("</string>")?.0;
+            Some(written.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").into())
+        }
+        Manager::Systemd => {
+            let after = text.split_once("\nExecStart=\"")?.1;
+            let (mut program, mut characters) = (String::new(), after.chars());
+            loop {
+                match characters.next()? {
+                    '"' => return Some(program.into()),
+                    // Each of these stands for the one after it.
+                    '\\' | '%' | '$' => program.push(characters.next()?),
+                    character => program.push(character),
+                }
+            }
+        }
+    }
 }
 
 /// A new configuration of the controller.
@@ -121,6 +144,7 @@ mod tests {
             let layout = layout(Manager::Launchd, "/opt/a <b> & c");
             let text = unit(&layout, part);
             assert!(!text.contains("{{"), "{text}");
+            assert_eq!(program(Manager::Launchd, &text), Some(layout.program(part.program())));
             let found = parsed(&text);
             for key in found.keys() {
                 assert!(DOCUMENTED.contains(&key.as_str()), "{key}");
@@ -162,6 +186,8 @@ mod tests {
         for part in Part::ALL {
             let text = unit(&layout, part);
             assert!(!text.contains("{{"), "{text}");
+            let own = layout.program(part.program());
+            assert_eq!(program(Manager::Systemd, &text), Some(own));
             let start = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
             assert!(start.starts_with(r#"ExecStart="/opt/50%% \"x\" $$y/bin/cluster"#), "{start}");
         }

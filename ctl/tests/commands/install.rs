@@ -49,7 +49,7 @@ impl Machine {
             put(&machine.at(place), text, 0o755);
         }
         fs::create_dir_all(machine.at("Library/LaunchDaemons")).unwrap();
-        fs::create_dir_all(machine.at("etc/systemd/system")).unwrap();
+        fs::create_dir_all(machine.at("etc/systemd/system/multi-user.target.wants")).unwrap();
         fs::create_dir_all(machine.at("var/lib")).unwrap();
         put(&machine.at("directory/Users/ada"), "UniqueID 501\n", 0o644);
         fs::create_dir(machine.source("")).unwrap();
@@ -104,7 +104,9 @@ impl Machine {
                 if ["calls", "numbers"].iter().any(|own| inner == Path::new(own)) {
                     continue;
                 }
-                let text = if metadata.is_dir() {
+                let text = if metadata.is_symlink() {
+                    fs::read_link(&path).unwrap().display().to_string()
+                } else if metadata.is_dir() {
                     left.push(path);
                     // What is loaded and who there is stands in files; that there were any once is not a difference.
                     if ["loaded", "active", "directory/Groups"].iter().any(|own| inner == Path::new(own)) {
@@ -303,6 +305,96 @@ fn a_build_that_does_not_start_gives_way_to_the_one_before() {
     assert_eq!(after, before);
 }
 
+#[test]
+fn a_first_install_that_does_not_start_is_taken_back_and_its_words_are_kept() {
+    for (manager, says, hint) in [
+        (
+            "launchd",
+            "io.nightshift.agent does not run; it said: the port is in use.",
+            "/Library/Logs/Nightshift/agent.stderr.log",
+        ),
+        ("systemd", "nightshift-agent.service does not run.", "journalctl --unit nightshift-agent.service"),
+    ] {
+        let machine = Machine::new(manager);
+        machine.build("cluster-agent", false);
+        let mut before = machine.tree();
+        let failed = machine.run(&["install", "both", "--user", "ada"]);
+        assert_eq!(failed.code, 1);
+        assert!(
+            failed.stderr.contains(says) && failed.stderr.contains("What was done is taken back."),
+            "{}",
+            failed.stderr
+        );
+        assert!(failed.stderr.contains(hint), "{}", failed.stderr);
+        let mut after = machine.tree();
+        // What services left behind is theirs: a log with the reason, and state.
+        for tree in [&mut before, &mut after] {
+            tree.retain(|path, _| {
+                ![Path::new("Library/Logs"), Path::new("var/lib/nightshift")]
+                    .iter()
+                    .any(|own| path.starts_with(own))
+            });
+        }
+        assert_eq!(after, before, "{manager}");
+    }
+}
+
+#[test]
+fn interrupted_between_the_new_build_and_its_start_it_can_still_give_way() {
+    for (manager, label) in [("launchd", AGENT), ("systemd", "nightshift-agent.service")] {
+        let machine = Machine::new(manager);
+        machine.done(&["install", "agent", "--user", "ada"]);
+        let good = script("cluster-agent", true);
+        machine.build("cluster-agent", false);
+        // Killed at the first command after the new one is in place: the service is down.
+        let stopped = machine.calls().lines().count() + 1;
+        let mut command = machine.command(&["install", "agent"]);
+        let killed = command.env("FAKE_KILL_AT", (stopped + 1).to_string()).output().unwrap();
+        assert!(!killed.status.success());
+        let installed = machine.at("usr/local/bin/cluster-agent");
+        assert_ne!(fs::read_to_string(&installed).unwrap(), good);
+        let failed = machine.run(&["install", "agent"]);
+        assert!(failed.stderr.contains("What was done is taken back."), "{}", failed.stderr);
+        assert_eq!(fs::read_to_string(&installed).unwrap(), good, "{manager}");
+        // The rerun found it down: it starts what was there before.
+        machine.build("cluster-agent", true);
+        machine.done(&["install", "agent"]);
+        assert!(machine.pid(label).is_some());
+        assert_no_leftovers(&machine);
+    }
+}
+
+#[test]
+fn where_it_was_installed_is_where_it_is_upgraded_and_removed() {
+    for manager in ["launchd", "systemd"] {
+        let machine = Machine::new(manager);
+        machine.done(&["install", "both", "--user", "ada", "--prefix", "/opt/night shift"]);
+        // Somebody else's.
+        put(&machine.at("usr/local/bin/clusterctl"), "mine", 0o755);
+        let again = machine.done(&["install", "both"]);
+        assert!(again.contains("Nothing is to be done."), "{again}");
+        machine.done(&["uninstall"]);
+        assert!(!machine.at("opt/night shift/bin/clusterd").exists());
+        assert_eq!(fs::read_to_string(machine.at("usr/local/bin/clusterctl")).unwrap(), "mine");
+    }
+}
+
+#[test]
+fn a_user_that_was_there_before_is_not_ours_to_remove() {
+    let machine = Machine::new("systemd");
+    put(&machine.at("directory/Users/nightshift"), "UniqueID 1007\n", 0o644);
+    machine.done(&["install", "agent"]);
+    machine.done(&["uninstall", "--purge", "--yes"]);
+    assert!(machine.at("directory/Users/nightshift").exists());
+    // One that was made goes, and is named before it does.
+    let machine = Machine::new("systemd");
+    machine.done(&["install", "agent"]);
+    let refused = machine.run(&["uninstall", "--purge"]);
+    assert!(refused.stderr.contains("the user nightshift"), "{}", refused.stderr);
+    machine.done(&["uninstall", "--purge", "--yes"]);
+    assert!(!machine.at("directory/Users/nightshift").exists());
+}
+
 /// The number of calls that change something, counted by a run in which none fails.
 fn calls_of(manager: &'static str, args: &[&str]) -> usize {
     let machine = Machine::new(manager);
@@ -330,7 +422,10 @@ fn whichever_command_fails_nothing_is_left_of_a_first_install() {
                 continue;
             }
             assert!(ended.stderr.contains("What was done is taken back."), "{manager} {n}: {}", ended.stderr);
-            assert_eq!(machine.tree(), before, "{manager} {n}");
+            let mut after = machine.tree();
+            // What a service that was started has written is its own.
+            after.retain(|path, _| !path.starts_with("var/lib/nightshift"));
+            assert_eq!(after, before, "{manager} {n}");
         }
     }
 }
