@@ -92,6 +92,9 @@ pub enum Command {
     /// Take a drained node back into service
     Undrain(commands::undrain::Args),
     /// Make services of the programs on this machine, or bring them up to date
+    #[command(
+        after_help = "With --controller, a new configuration of the agent says that its controller is there."
+    )]
     Install(commands::install::Args),
     /// Take these services away
     Uninstall(commands::install::UninstallArgs),
