@@ -255,21 +255,24 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
             // Behind the agent, which might prepare them again.
             plan.steps.push(Step::ResetLinks { program: agent.clone() });
         }
-        if seen.units.contains_key(&part) {
-            if layout.manager == Manager::Systemd {
-                plan.steps.push(Step::Disable { part });
-            }
-            plan.steps.push(Step::Remove { path: layout.unit(part) });
+        if seen.units.contains_key(&part) && layout.manager == Manager::Systemd {
+            plan.steps.push(Step::Disable { part });
         }
     }
-    if layout.manager == Manager::Systemd && !plan.steps.is_empty() {
-        plan.steps.push(Step::Reload);
-    }
+    // Where no service is, a program of that name may be somebody else's.
+    let is_ours = |copy| copy == Copy::Same || (copy == Copy::Other && !seen.units.is_empty());
     let programs = Program::ALL.into_iter().filter(|program| {
-        seen.copy(*program) != Copy::Absent
-            && (!others_left || parts.iter().any(|part| part.program() == *program))
+        is_ours(seen.copy(*program)) && (!others_left || parts.iter().any(|part| part.program() == *program))
     });
     plan.steps.extend(programs.map(|program| Step::Remove { path: layout.program(program) }));
+    // Behind them: it says where they are, should this be killed on the way.
+    let units: Vec<Step> = parts
+        .iter()
+        .filter(|part| seen.units.contains_key(part))
+        .map(|part| Step::Remove { path: layout.unit(*part) })
+        .collect();
+    let reload = (layout.manager == Manager::Systemd && !units.is_empty()).then_some(Step::Reload);
+    plan.steps.extend(units.into_iter().chain(reload));
     // Of an installation that was killed.
     let targets = if others_left { Vec::new() } else { layout.targets() };
     let halves = targets.iter().flat_map(|path| [staged(path), kept(path)]).filter(there);
@@ -280,9 +283,8 @@ pub(crate) fn uninstall(parts: &[Part], purge: bool, layout: &Layout, seen: &See
         plan.steps.extend(states.map(|path| Step::RemoveTree { path }));
         plan.steps.extend(files.map(|path| Step::Remove { path }));
         if parts.contains(&Part::Agent) && there(&layout.user_marker()) {
-            if seen.users.contains(layout.own_user()) {
-                plan.steps.push(Step::RemoveUser { name: layout.own_user().to_owned() });
-            }
+            // Whoever is not known any more may have left a group behind.
+            plan.steps.push(Step::RemoveUser { name: layout.own_user().to_owned() });
             plan.steps.push(Step::Remove { path: layout.user_marker() });
         }
         if !others_left {

@@ -375,6 +375,8 @@ fn where_it_was_installed_is_where_it_is_upgraded_and_removed() {
         assert!(again.contains("Nothing is to be done."), "{again}");
         machine.done(&["uninstall"]);
         assert!(!machine.at("opt/night shift/bin/clusterd").exists());
+        // Nor does it go when there is nothing of ours any more.
+        machine.done(&["uninstall"]);
         assert_eq!(fs::read_to_string(machine.at("usr/local/bin/clusterctl")).unwrap(), "mine");
     }
 }
@@ -499,6 +501,28 @@ fn uninstalling_leaves_what_was_answered_and_purging_leaves_nothing() {
         });
         assert_eq!(after, before, "{manager}");
         assert!(machine.done(&["uninstall", "--purge", "--yes"]).contains("Nothing is to be done.\n"));
+    }
+}
+
+#[test]
+fn killed_as_it_removes_a_second_time_completes_it() {
+    for manager in ["launchd", "systemd"] {
+        let gone = Machine::new(manager);
+        gone.done(&["install", "both"]);
+        let installed = gone.calls().lines().count();
+        gone.done(&["uninstall", "--purge", "--yes"]);
+        let calls = gone.calls().lines().count();
+        for n in installed + 1..=calls {
+            let machine = Machine::new(manager);
+            machine.done(&["install", "both"]);
+            // Another build than the one that is installed.
+            machine.build("cluster-agent", false);
+            let mut command = machine.command(&["uninstall", "--purge", "--yes"]);
+            let killed = command.env("FAKE_KILL_AT", n.to_string()).output().unwrap();
+            assert!(!killed.status.success(), "{manager} {n}");
+            machine.done(&["uninstall", "--purge", "--yes"]);
+            assert_eq!(machine.tree(), gone.tree(), "{manager} {n}");
+        }
     }
 }
 
