@@ -99,7 +99,7 @@ impl<'a> Runner<'a> {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("sync", dir, &e))?;
         }
         for path in &self.kept {
-            // The next time removes it.
+            // Left behind, it only has the next time start the service once more, and then it goes.
             let _ = fs::remove_file(path);
         }
         Ok(())
