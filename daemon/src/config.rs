@@ -114,14 +114,19 @@ impl Default for Jobs {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gangs {
-    /// Networks whose addresses the ranks of a sharded model may use among themselves; no others are ever used.
+    /// Networks whose addresses the ranks of a sharded model may use among themselves. Apart from these only the Thunderbolt cables
+    /// between nodes are ever used.
     pub networks: Vec<String>,
+    /// Whether ranks may use RDMA where a cable is ready for it.
+    pub rdma: bool,
     /// How long the ranks of a gang may take to find one another.
     pub rendezvous_ms: u64,
     /// How long nodes and links must stay as they are before a gang is planned over them.
     pub settle_ms: u64,
     /// How long a link that has failed must carry before a gang is planned over it.
     pub link_settle_ms: u64,
+    /// How long RDMA between two nodes is left alone when a gang over it was lost.
+    pub rdma_settle_ms: u64,
     /// The first port that ranks listen on.
     pub first_port: u16,
     /// How many ports there are for them.
@@ -133,9 +138,11 @@ impl Default for Gangs {
         let policy = Policy::default();
         Self {
             networks: Vec::new(),
+            rdma: policy.gang_rdma,
             rendezvous_ms: policy.gang_rendezvous_ms,
             settle_ms: policy.gang_settle_ms,
             link_settle_ms: policy.link_settle_ms,
+            rdma_settle_ms: policy.rdma_settle_ms,
             first_port: policy.gang_first_port,
             ports: policy.gang_ports,
         }
@@ -380,11 +387,13 @@ impl Config {
             quarantine_ms: self.recovery.quarantine_ms,
             link_settle_ms: self.gangs.link_settle_ms,
             most_settle_ms: self.recovery.most_settle_ms,
+            rdma_settle_ms: self.gangs.rdma_settle_ms,
             climb_settle_ms: self.recovery.climb_settle_ms,
             penalty_half_life_ms: self.recovery.penalty_half_life_ms,
             stranded_bytes: self.recovery.stranded_bytes,
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
+            gang_rdma: self.gangs.rdma,
             gang_rendezvous_ms: self.gangs.rendezvous_ms,
             gang_settle_ms: self.gangs.settle_ms,
             gang_first_port: self.gangs.first_port,

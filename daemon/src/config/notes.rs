@@ -22,7 +22,12 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
             "How long workers may finish what they had begun when their job's window closes; the rest keeps its checkpoints."
         }
         "gangs.networks" => {
-            "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\"; no others are used."
+            "Networks the ranks of a sharded model may use among themselves, like \"10.0.0.0/24\", besides the Thunderbolt cables \
+             between nodes; no others are used."
+        }
+        "gangs.rdma" => "Whether ranks may use RDMA where a cable is ready for it.",
+        "gangs.rdma_settle_ms" => {
+            "How long RDMA between two nodes is left alone when a gang over it was lost; doubled for each one of late."
         }
         "gangs.rendezvous_ms" => "How long the ranks of a gang may take to find one another.",
         "gangs.link_settle_ms" => {

@@ -117,11 +117,13 @@ impl Driver {
                 node: node.id.clone(),
                 boot_id: node.facts.boot_id.clone(),
                 interfaces: node.facts.interfaces.clone(),
+                thunderbolt: node.facts.thunderbolt.clone(),
             },
         });
         PlanView {
             nodes: nodes.collect(),
             networks: self.config.gangs.networks(),
+            rdma: self.config.gangs.rdma,
             settings: JobSpec::default().settings(self.machine.policy()),
             measurements: self
                 .machine

@@ -13,7 +13,7 @@ use crate::{
     intake::Staged,
     model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId, Work},
     recovery::{Event, RefusedRequest, Ruling, SessionId},
-    rpc::{convert, plan::PlanView},
+    rpc::{cables, convert, plan::PlanView},
 };
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -229,9 +229,10 @@ impl Driver {
                 let display = self.displays.entry(node.clone()).or_default();
                 let memory = convert::memory(Some(&observation), display.memory_budget_bytes);
                 let interfaces = convert::interfaces(Some(&observation));
+                let thunderbolt = cables::thunderbolt(Some(&observation));
                 let boot = convert::boot(Some(&observation));
                 display.observation = Some(observation);
-                self.apply(Event::Observed { node, memory, interfaces, boot }, &[]).await;
+                self.apply(Event::Observed { node, memory, interfaces, thunderbolt, boot }, &[]).await;
                 self.tell_ports().await;
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,

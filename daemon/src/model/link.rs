@@ -1,6 +1,6 @@
 //! Links between nodes, as a plan needs them.
 
-use core::net::IpAddr;
+use core::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,11 +30,21 @@ impl Backend {
     }
 }
 
+impl Backend {
+    /// Whether its ranks talk by RDMA, so that each start costs something that only a restart of the machine brings back.
+    #[must_use]
+    pub fn is_rdma(self) -> bool {
+        matches!(self, Self::Jaccl | Self::JacclRing)
+    }
+}
+
 /// What a link runs over. The order is that of preference.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkKind {
-    /// A Thunderbolt cable.
+    /// RDMA over a Thunderbolt cable.
+    Rdma,
+    /// TCP over a Thunderbolt cable.
     Thunderbolt,
     /// A network that was allowed.
     Network,
@@ -51,11 +61,11 @@ pub struct LinkEnd {
     pub interface: String,
     /// The address on it.
     pub address: IpAddr,
-    /// For example `rdma_en5`, where the link is ready for RDMA.
+    /// For example `rdma_en5`, where it is a link for RDMA.
     pub rdma_device: Option<String>,
 }
 
-/// A way between two nodes that a gang may use.
+/// A way between two nodes that a gang may use. One cable is two of them, of which one can fail alone: RDMA needs more than TCP.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Link {
     /// The end whose node comes first by name.
@@ -79,9 +89,45 @@ impl Link {
         [&self.a, &self.b].into_iter().find(|end| end.node == *node)
     }
 
-    /// Whether both ends are ready for RDMA.
+    /// What tells it from every other one.
     #[must_use]
-    pub fn has_rdma(&self) -> bool {
-        self.a.rdma_device.is_some() && self.b.rdma_device.is_some()
+    pub fn name(&self) -> LinkName {
+        LinkName { a: self.a.node.clone(), b: self.b.node.clone(), kind: self.kind }
+    }
+}
+
+/// Two nodes have one link of each kind at most.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LinkName {
+    /// The node that comes first by name.
+    pub a: NodeId,
+    /// The other one.
+    pub b: NodeId,
+    /// What it runs over.
+    pub kind: LinkKind,
+}
+
+impl LinkName {
+    /// Whether it ends at this node.
+    #[must_use]
+    pub fn is_at(&self, node: &NodeId) -> bool {
+        self.a == *node || self.b == *node
+    }
+
+    /// Whether it joins these two, in either order.
+    #[must_use]
+    pub fn joins(&self, one: &NodeId, other: &NodeId) -> bool {
+        (self.a == *one && self.b == *other) || (self.a == *other && self.b == *one)
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            LinkKind::Rdma => "RDMA over the cable",
+            LinkKind::Thunderbolt => "the cable",
+            LinkKind::Network | LinkKind::Loopback => "the link",
+        };
+        write!(f, "{what} of {} and {}", self.a, self.b)
     }
 }

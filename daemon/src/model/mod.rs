@@ -31,7 +31,7 @@ pub use job::{
     RowLengths, last_part,
 };
 pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, Pace, Way};
-pub use link::{Backend, Link, LinkEnd, LinkKind};
+pub use link::{Backend, Link, LinkEnd, LinkKind, LinkName};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;

@@ -68,6 +68,7 @@ impl fmt::Display for Rung {
             write!(f, " over {}", backend.word())?;
         }
         match self.link_kind {
+            Some(LinkKind::Rdma) => f.write_str(" (RDMA)")?,
             Some(LinkKind::Thunderbolt) => f.write_str(" (Thunderbolt)")?,
             Some(LinkKind::Network) => f.write_str(" (an allowed network)")?,
             Some(LinkKind::Loopback) => f.write_str(" (one machine)")?,
@@ -89,9 +90,9 @@ mod tests {
     #[test]
     fn every_rung_is_above_those_below_it() {
         let ladder = [
-            gang(Mode::Tensor, Backend::Jaccl, LinkKind::Thunderbolt),
-            gang(Mode::Pipeline, Backend::Jaccl, LinkKind::Thunderbolt),
-            gang(Mode::Pipeline, Backend::JacclRing, LinkKind::Thunderbolt),
+            gang(Mode::Tensor, Backend::Jaccl, LinkKind::Rdma),
+            gang(Mode::Pipeline, Backend::Jaccl, LinkKind::Rdma),
+            gang(Mode::Pipeline, Backend::JacclRing, LinkKind::Rdma),
             gang(Mode::Pipeline, Backend::Ring, LinkKind::Thunderbolt),
             gang(Mode::Pipeline, Backend::Ring, LinkKind::Network),
             Rung::independent(false),

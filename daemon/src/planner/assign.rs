@@ -470,6 +470,8 @@ mod tests {
             mode: Mode::Pipeline,
             backend: Backend::Ring,
             link_kind: LinkKind::Network,
+            links: Vec::new(),
+            coordinator: None,
             ranks: vec![rank("a", 1), rank("b", 0)],
         };
         let layout =

@@ -7,7 +7,9 @@
 use core::net::IpAddr;
 
 use super::links::{Interface, Network};
-use crate::model::{Cable, CableClass, CableEnd, Flaw, NodeId, Port, PortPeer, Stranger, Thunderbolt};
+use crate::model::{
+    Cable, CableClass, CableEnd, Flaw, Link, LinkEnd, LinkKind, NodeId, Port, PortPeer, Stranger, Thunderbolt,
+};
 
 /// A link at least this fast is Thunderbolt 5 over a cable for it.
 const THUNDERBOLT_5_BITS_PER_S: u64 = 80_000_000_000;
@@ -51,6 +53,30 @@ impl Place<'_> {
 /// looked yet. Cost: ports².
 #[must_use]
 pub fn cables(nodes: &[NodePorts<'_>]) -> Vec<Cable> {
+    joined(nodes).into_iter().map(|(_, _, cable)| cable).collect()
+}
+
+/// What the cables are good for: one that is ready for RDMA is two links, because RDMA can fail alone. In order of their ends.
+pub(super) fn cable_links(nodes: &[NodePorts<'_>]) -> Vec<Link> {
+    let mut links = Vec::new();
+    for (a, b, cable) in joined(nodes) {
+        let Some((at_a, at_b)) = addresses(&a, &b).filter(|_| cable.class != CableClass::Down) else { continue };
+        let link = |kind: LinkKind| {
+            let end = |place: &Place<'_>, address: IpAddr| {
+                let rdma_device = place.port.rdma_device.clone().filter(|_| kind == LinkKind::Rdma);
+                let interface = place.interface().map_or_else(String::new, |interface| interface.name.clone());
+                LinkEnd { node: place.of.node.clone(), interface, address, rdma_device }
+            };
+            Link { a: end(&a, at_a), b: end(&b, at_b), kind }
+        };
+        links.extend((cable.class == CableClass::Rdma).then(|| link(LinkKind::Rdma)));
+        links.push(link(LinkKind::Thunderbolt));
+    }
+    links
+}
+
+/// The cables with the places of their ends, in order of these.
+fn joined<'a>(nodes: &[NodePorts<'a>]) -> Vec<(Place<'a>, Place<'a>, Cable)> {
     let places = places(nodes);
     let mut found = Vec::new();
     for (index, one) in places.iter().enumerate() {
@@ -58,11 +84,11 @@ pub fn cables(nodes: &[NodePorts<'_>]) -> Vec<Cable> {
             let is_one_cable = one.sees(other.port).is_some() || other.sees(one.port).is_some();
             if one.of.node != other.of.node && is_one_cable {
                 let (a, b) = if one.end() <= other.end() { (one, other) } else { (other, one) };
-                found.push(cable(a, b));
+                found.push((*a, *b, cable(a, b)));
             }
         }
     }
-    found.sort_by(|x, y| (&x.a, &x.b).cmp(&(&y.a, &y.b)));
+    found.sort_by(|(.., x), (.., y)| (&x.a, &x.b).cmp(&(&y.a, &y.b)));
     found
 }
 
@@ -169,7 +195,7 @@ fn rdma_flaw(place: &Place<'_>, seen_as: Option<&PortPeer>) -> Option<Flaw> {
     match (port.rdma_listed, port.rdma_active) {
         (Some(false), _) => Some(Flaw::NoDevice { node: node(), device: device() }),
         (_, Some(false)) => Some(Flaw::DeviceDown { node: node(), device: device() }),
-        (Some(true), Some(true)) if port.bridged == Some(false) => None,
+        (Some(true), Some(true)) if port.bridged == Some(false) && port.rdma_device.is_some() => None,
         _ => Some(Flaw::Unknown(node())),
     }
 }

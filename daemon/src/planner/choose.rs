@@ -268,7 +268,7 @@ fn sharded(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidatur
     let over = match (backend, first.link_kind) {
         (Backend::Jaccl, _) => "RDMA between every pair",
         (Backend::JacclRing, _) => "RDMA around the ring",
-        (Backend::Ring, LinkKind::Thunderbolt) => "TCP over Thunderbolt",
+        (Backend::Ring, LinkKind::Rdma | LinkKind::Thunderbolt) => "TCP over Thunderbolt",
         (Backend::Ring, LinkKind::Network) => "TCP over an allowed network",
         (Backend::Ring, LinkKind::Loopback) => "TCP on one machine",
     };
@@ -294,6 +294,7 @@ fn sharded(question: &Question<'_>, field: &Field<'_>, mode: Mode) -> Candidatur
         },
     ));
     reasons.push(Reason::new("backend", format!("{} ({over})", backend.word())));
+    reasons.extend(field.why_not_rdma(first).map(|why| Reason::new("no-meeting-place", why)));
     for rank in gangs.iter().flat_map(|gang| &gang.ranks) {
         let stage = &rank.stage;
         let part = match mode {

@@ -1,13 +1,16 @@
 //! Which nodes make a gang, and who does what in it.
 //!
 //! Promises: as few nodes as hold the model, the largest first; they form a ring of links that may be used, and rank 0
-//! reaches every other; no rank is over its budget; equal inputs give equal gangs.
+//! reaches every other; over RDMA there is a network apart from the cables on which all meet; no rank is over its budget; equal
+//! inputs give equal gangs.
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
 
 use super::{
     question::{Candidate, GangPlan, Question, RankPlan},
     rings::find_ring,
+    links::Network,
 };
 use crate::{
     fit::{self, Floor, Stage, gigabytes},
@@ -30,8 +33,10 @@ const MOST_MESH_RANKS: usize = 8;
 /// The nodes that may be used, largest first, and the links between them. Nodes go by their place in it.
 pub(super) struct Field<'a> {
     nodes: Vec<&'a Candidate>,
-    /// Row by row, for each pair of places.
-    links: Vec<Option<&'a Link>>,
+    /// Row by row, for each pair of places: the best one for TCP.
+    tcp: Vec<Option<&'a Link>>,
+    /// The same for RDMA.
+    rdma: Vec<Option<&'a Link>>,
 }
 
 impl<'a> Field<'a> {
@@ -40,22 +45,54 @@ impl<'a> Field<'a> {
         nodes.sort_by(|a, b| b.budget_bytes.cmp(&a.budget_bytes).then_with(|| a.node.cmp(&b.node)));
         let places: BTreeMap<&NodeId, usize> =
             nodes.iter().zip(0..).map(|(node, place)| (&node.node, place)).collect();
-        let mut joined = vec![None; nodes.len() * nodes.len()];
+        let none = vec![None; nodes.len() * nodes.len()];
+        let (mut tcp, mut rdma) = (none.clone(), none);
         for link in links {
             if let (Some(a), Some(b)) = (places.get(&link.a.node), places.get(&link.b.node)) {
-                joined[a * nodes.len() + b] = Some(link);
-                joined[b * nodes.len() + a] = Some(link);
+                let joined = if link.kind == LinkKind::Rdma { &mut rdma } else { &mut tcp };
+                for at in [a * nodes.len() + b, b * nodes.len() + a] {
+                    let is_better = joined[at].is_none_or(|other: &Link| link.kind < other.kind);
+                    joined[at] = if is_better { Some(link) } else { joined[at] };
+                }
             }
         }
-        Self { nodes, links: joined }
+        Self { nodes, tcp, rdma }
     }
 
     pub(super) fn nodes(&self) -> &[&'a Candidate] {
         &self.nodes
     }
 
-    fn link(&self, one: usize, other: usize) -> Option<&'a Link> {
-        self.links[one * self.nodes.len() + other]
+    fn tcp(&self, one: usize, other: usize) -> Option<&'a Link> {
+        self.tcp[one * self.nodes.len() + other]
+    }
+
+    fn rdma(&self, one: usize, other: usize) -> Option<&'a Link> {
+        self.rdma[one * self.nodes.len() + other]
+    }
+
+    /// An address of one node at which all these others find it, over no cable.
+    fn meeting_place(&self, lead: usize, others: &[usize]) -> Option<IpAddr> {
+        let is_met_at = |network: &&Network| {
+            let is_in_it = |other: &usize| {
+                let own = &self.nodes[*other].networks;
+                own.iter().any(|of| of.is_same_subnet(network) && of.address() != network.address())
+            };
+            others.iter().all(is_in_it)
+        };
+        self.nodes[lead].networks.iter().find(is_met_at).map(Network::address)
+    }
+
+    /// Why a gang does without RDMA that joins its nodes.
+    pub(super) fn why_not_rdma(&self, gang: &GangPlan) -> Option<String> {
+        let place = |rank: &RankPlan| self.nodes.iter().position(|node| node.node == rank.node);
+        let places: Vec<usize> = gang.ranks.iter().filter_map(place).collect();
+        let has_rdma = find_ring(places.len(), |a, b| self.rdma(places[a], places[b]).is_some()).is_some();
+        (has_rdma && !gang.backend.is_rdma()).then(|| {
+            "not by RDMA: its ranks arrange how they talk over a private network apart from the cables (IPv4), and there is none \
+             that all of these nodes are on with an address of their own"
+                .to_owned()
+        })
     }
 
     fn budget(&self, place: usize) -> u64 {
@@ -100,6 +137,7 @@ struct Formation {
     backend: Backend,
     by_rank: Vec<usize>,
     stages: Vec<Stage>,
+    coordinator: Option<IpAddr>,
 }
 
 /// The first gang of as few of these nodes as possible.
@@ -131,12 +169,13 @@ fn form(question: &Question<'_>, field: &Field<'_>, left: &[usize], mode: Mode) 
         }
         for combination in combinations(left.len(), count).take(MOST_COMBINATIONS) {
             let places: Vec<usize> = combination.into_iter().map(|index| left[index]).collect();
-            let Some((backend, ring)) = backend_of(field, &places) else {
+            let ways = backends_of(field, &places);
+            if ways.is_empty() {
                 unreachable.get_or_insert_with(|| field.names(&places));
                 continue;
-            };
-            if let Some((by_rank, stages)) = arrange(question, field, &ring, mode) {
-                return Ok(Formation { backend, by_rank, stages });
+            }
+            if let Some(found) = ways.into_iter().find_map(|way| arrange(question, field, way, mode)) {
+                return Ok(found);
             }
             if left.len() > TRY_ALL_NODES {
                 break;
@@ -159,18 +198,17 @@ fn form(question: &Question<'_>, field: &Field<'_>, left: &[usize], mode: Mode) 
     })
 }
 
-/// The best backend the links of these nodes allow, and the nodes in ring order.
-fn backend_of(field: &Field<'_>, places: &[usize]) -> Option<(Backend, Vec<usize>)> {
-    let rdma = |a: usize, b: usize| field.link(places[a], places[b]).is_some_and(Link::has_rdma);
-    let any = |a: usize, b: usize| field.link(places[a], places[b]).is_some();
-    let in_places = |ring: Vec<usize>| ring.into_iter().map(|index| places[index]).collect();
-    if let Some(ring) = find_ring(places.len(), rdma) {
-        let is_mesh = places.len() <= MOST_MESH_RANKS
-            && (0..places.len()).all(|a| (a + 1..places.len()).all(|b| rdma(a, b)));
-        let backend = if is_mesh { Backend::Jaccl } else { Backend::JacclRing };
-        return Some((backend, in_places(ring)));
-    }
-    Some((Backend::Ring, in_places(find_ring(places.len(), any)?)))
+/// The backends that the links of these nodes allow, the best first, each with the nodes in ring order.
+fn backends_of(field: &Field<'_>, places: &[usize]) -> Vec<(Backend, Vec<usize>)> {
+    let rdma = |a: usize, b: usize| field.rdma(places[a], places[b]).is_some();
+    let tcp = |a: usize, b: usize| field.tcp(places[a], places[b]).is_some();
+    let in_places = |ring: Vec<usize>| -> Vec<usize> { ring.into_iter().map(|index| places[index]).collect() };
+    let is_mesh = places.len() <= MOST_MESH_RANKS
+        && (0..places.len()).all(|a| (a + 1..places.len()).all(|b| rdma(a, b)));
+    let over_rdma = if is_mesh { Backend::Jaccl } else { Backend::JacclRing };
+    let by_rdma = find_ring(places.len(), rdma).map(|ring| (over_rdma, in_places(ring)));
+    let by_tcp = find_ring(places.len(), tcp).map(|ring| (Backend::Ring, in_places(ring)));
+    by_rdma.into_iter().chain(by_tcp).collect()
 }
 
 /// Puts the nodes of a ring in order of rank and gives each its part. The largest node is rank 0, where the head, the
@@ -178,18 +216,22 @@ fn backend_of(field: &Field<'_>, places: &[usize]) -> Option<(Backend, Vec<usize
 fn arrange(
     question: &Question<'_>,
     field: &Field<'_>,
-    ring: &[usize],
+    (backend, ring): (Backend, Vec<usize>),
     mode: Mode,
-) -> Option<(Vec<usize>, Vec<Stage>)> {
+) -> Option<Formation> {
     let count = ring.len();
-    let reaches_all = |start: usize| {
-        (0..count).all(|other| other == start || field.link(ring[start], ring[other]).is_some())
-    };
+    // Rows go from rank 0 to the others by TCP, whatever the ranks compute over.
+    let reaches_all =
+        |start: usize| (0..count).all(|other| other == start || field.tcp(ring[start], ring[other]).is_some());
     let mut starts: Vec<usize> = (0..count).filter(|start| reaches_all(*start)).collect();
     // Places are in order of size.
     starts.sort_by_key(|start| ring[*start]);
     for start in starts.into_iter().take(MOST_STARTS) {
         let by_rank: Vec<usize> = (0..count).map(|rank| ring[(start + rank) % count]).collect();
+        let coordinator = field.meeting_place(by_rank[0], &by_rank[1..]);
+        if backend.is_rdma() && coordinator.is_none() {
+            continue;
+        }
         let budgets = by_rank.iter().map(|place| field.budget(*place));
         let stages: Vec<Stage> = match mode {
             Mode::Pipeline => {
@@ -203,7 +245,8 @@ fn arrange(
             _ => budgets.map(|budget| question.facts.divided(count as u64, &question.load, budget)).collect(),
         };
         if stages.iter().all(|stage| stage.free_bytes() >= 0) {
-            return Some((by_rank, stages));
+            let coordinator = coordinator.filter(|_| backend.is_rdma());
+            return Some(Formation { backend, by_rank, stages, coordinator });
         }
     }
     None
@@ -211,26 +254,46 @@ fn arrange(
 
 impl Formation {
     fn into_plan(self, field: &Field<'_>, mode: Mode) -> GangPlan {
-        let Self { backend, by_rank, stages } = self;
+        let Self { backend, by_rank, stages, coordinator } = self;
         let count = by_rank.len();
-        let link = |rank: usize, other: usize| field.link(by_rank[rank], by_rank[other]);
+        let tcp = |rank: usize, other: usize| field.tcp(by_rank[rank], by_rank[other]);
+        let rdma = |rank: usize, other: usize| field.rdma(by_rank[rank], by_rank[other]).filter(|_| backend.is_rdma());
         let name = |rank: usize| &field.nodes[by_rank[rank]].node;
-        let address_at = |rank: usize, other: usize| Some(link(rank, other)?.end_at(name(rank))?.address);
+        let address_at = |rank: usize, other: usize| Some(tcp(rank, other)?.end_at(name(rank))?.address);
         let device_at =
-            |rank: usize, other: usize| link(rank, other)?.end_at(name(rank))?.rdma_device.clone();
+            |rank: usize, other: usize| rdma(rank, other)?.end_at(name(rank))?.rdma_device.clone();
         let ranks = stages.into_iter().enumerate().map(|(rank, stage)| RankPlan {
             node: name(rank).clone(),
             stage,
             // A rank connects to the next one and listens for the one before it.
-            ring_address: address_at(rank, (rank + count - 1) % count),
+            ring_address: address_at(rank, (rank + count - 1) % count).filter(|_| backend == Backend::Ring),
             control_address: if rank == 0 { None } else { address_at(0, rank) },
             rdma_devices: (0..count).map(|other| device_at(rank, other)).collect(),
         });
-        let kinds = (0..count).filter_map(|rank| Some(link(rank, (rank + 1) % count)?.kind));
+        let mut links: Vec<Link> = Vec::new();
+        for (rank, other) in (0..count).flat_map(|rank| (rank + 1..count).map(move |other| (rank, other))) {
+            let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == count);
+            let computes = match backend {
+                Backend::Ring => tcp(rank, other).filter(|_| are_neighbours),
+                Backend::JacclRing => rdma(rank, other).filter(|_| are_neighbours),
+                Backend::Jaccl => rdma(rank, other),
+            };
+            // Rows go from rank 0 to the others.
+            let told = tcp(rank, other).filter(|_| rank == 0);
+            for link in [computes, told].into_iter().flatten() {
+                if !links.contains(link) {
+                    links.push(link.clone());
+                }
+            }
+        }
+        let computed_over = |link: &&Link| (link.kind == LinkKind::Rdma) == backend.is_rdma();
+        let link_kind = links.iter().filter(computed_over).map(|link| link.kind).max();
         GangPlan {
             mode,
             backend,
-            link_kind: kinds.max().unwrap_or(LinkKind::Network),
+            link_kind: link_kind.unwrap_or(LinkKind::Network),
+            links,
+            coordinator,
             ranks: ranks.collect(),
         }
     }

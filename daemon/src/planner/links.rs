@@ -1,11 +1,14 @@
-//! Which nodes can talk, from what they say about their interfaces.
+//! Which nodes can talk, from what they say about their interfaces and Thunderbolt ports.
 //!
-//! Promises: an address that no allowed network contains is never used; two nodes are joined where both have an address
-//! in one subnet on interfaces that are up; of several ways the same one is chosen every time.
+//! Promises: a cable between two nodes may always be used, for what it is good for (`cables.rs`); apart from that no address is used
+//! that no allowed network contains, and two nodes are joined where both have an address in one subnet on interfaces that are up;
+//! two nodes have one link of each kind at most, and of several the same one is chosen every time.
 
 use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Link, LinkEnd, LinkKind, NodeId};
+use super::cables::{NodePorts, cable_links};
+use crate::model::{Link, LinkEnd, LinkKind, NodeId, Thunderbolt};
 
 /// A subnet, as `10.0.0.0/24`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,17 +88,48 @@ pub struct NodeInterfaces {
     pub boot_id: String,
     /// All of them.
     pub interfaces: Vec<Interface>,
+    /// Those of them that are Thunderbolt ports.
+    pub thunderbolt: Thunderbolt,
 }
 
-/// The best link of each pair of nodes that has one. Cost: pairs × addresses².
+impl NodeInterfaces {
+    /// What is asked for cables.
+    #[must_use]
+    pub fn ports(&self) -> NodePorts<'_> {
+        NodePorts { node: &self.node, thunderbolt: &self.thunderbolt, interfaces: &self.interfaces }
+    }
+}
+
+/// Of each pair of nodes the best link of each kind: by cables, and by the networks that are allowed. Cost: pairs × addresses².
 #[must_use]
 pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
+    let ports: Vec<NodePorts<'_>> = nodes.iter().map(NodeInterfaces::ports).collect();
+    let mut found: Vec<Link> = Vec::new();
+    for link in cable_links(&ports) {
+        // They come in order of receptacles.
+        if found.iter().all(|other| other.name() != link.name()) {
+            found.push(link);
+        }
+    }
+    found.extend(network_links(nodes, allowed, &found));
+    found.sort_by_cached_key(Link::name);
+    found
+}
+
+/// Of each pair of nodes the best link over an allowed network that is none of these cables.
+fn network_links(nodes: &[NodeInterfaces], allowed: &[Network], cables: &[Link]) -> Vec<Link> {
+    let mut by_cable: BTreeMap<(&NodeId, &NodeId), BTreeSet<(IpAddr, IpAddr)>> = BTreeMap::new();
+    for Link { a, b, .. } in cables {
+        by_cable.entry((&a.node, &b.node)).or_default().insert((a.address, b.address));
+        by_cable.entry((&b.node, &a.node)).or_default().insert((b.address, a.address));
+    }
     let usable: Vec<(&NodeInterfaces, Vec<Place>)> =
         nodes.iter().map(|node| (node, places(node, allowed))).collect();
     let mut found = Vec::new();
     for (index, (one, one_places)) in usable.iter().enumerate() {
         for (other, other_places) in &usable[index + 1..] {
             let same_machine = !one.boot_id.is_empty() && one.boot_id == other.boot_id;
+            let by_cable = by_cable.get(&(&one.node, &other.node));
             let best = one_places
                 .iter()
                 .flat_map(|a| other_places.iter().map(move |b| (a, b)))
@@ -103,6 +137,7 @@ pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
                     a.loopback == b.loopback
                         && a.subnet == b.subnet
                         && if a.loopback { same_machine } else { same_machine || a.address != b.address }
+                        && by_cable.is_none_or(|cables| !cables.contains(&(a.address, b.address)))
                 })
                 .min_by_key(|(a, b)| (a.loopback, a.interface, a.address, b.interface, b.address));
             let Some((a, b)) = best else { continue };
@@ -112,8 +147,20 @@ pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
             found.push(Link { a, b, kind });
         }
     }
-    found.sort_by(|x, y| (&x.a.node, &x.b.node).cmp(&(&y.a.node, &y.b.node)));
     found
+}
+
+/// Networks in which the ranks of a gang over RDMA may arrange how they talk: private, and over no Thunderbolt port, where that must
+/// not be done (FIELD-NOTES 1). MLX takes addresses of IPv4 only.
+#[must_use]
+pub fn meeting_networks(interfaces: &[Interface], thunderbolt: &Thunderbolt) -> Vec<Network> {
+    let is_port = |name: &str| {
+        let of_port = |port: &crate::model::Port| [port.interface.as_deref(), port.bridge.as_deref()].contains(&Some(name));
+        thunderbolt.ports.iter().any(of_port)
+    };
+    let others: Vec<Interface> = interfaces.iter().filter(|interface| !is_port(&interface.name)).cloned().collect();
+    let is_met_at = |network: &Network| matches!(network.address, IpAddr::V4(address) if address.is_private());
+    networks(&others).filter(is_met_at).collect()
 }
 
 /// Where a machine with the interfaces `of` can be looked at by one with the interfaces `from`: its private addresses in
@@ -195,6 +242,7 @@ mod tests {
                     addresses: vec![(*address).to_owned()],
                 })
                 .collect(),
+            thunderbolt: Thunderbolt::default(),
         }
     }
 

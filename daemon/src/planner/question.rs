@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 
+use super::links::Network;
 use crate::{
     fit::{Advice, ModelFacts, Stage, Verdict, Workload},
     model::{Backend, Link, LinkKind, Measurement, Mode, NodeId, Reason},
@@ -37,6 +38,8 @@ pub struct Candidate {
     pub node: NodeId,
     /// What it has for a model.
     pub budget_bytes: u64,
+    /// Networks, apart from cables, in which it can be met.
+    pub networks: Vec<Network>,
 }
 
 /// What is to be decided.
@@ -81,8 +84,12 @@ pub struct GangPlan {
     pub mode: Mode,
     /// Over what.
     pub backend: Backend,
-    /// What its links run over, the least of them.
+    /// What it computes over, the least of its links.
     pub link_kind: LinkKind,
+    /// All links it uses: when one is lost, it is.
+    pub links: Vec<Link>,
+    /// Where ranks over RDMA arrange how they talk: an address of rank 0.
+    pub coordinator: Option<IpAddr>,
     /// Rank 0 first.
     pub ranks: Vec<RankPlan>,
 }

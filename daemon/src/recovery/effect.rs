@@ -41,6 +41,8 @@ pub struct GangLaunch {
     pub world_size: u32,
     /// How long they may take to find one another.
     pub rendezvous_timeout_ms: u64,
+    /// Where ranks over RDMA arrange how they talk.
+    pub coordinator: Option<SocketAddr>,
     /// Rank 0 first.
     pub ranks: Vec<RankLaunch>,
     /// What the canary prompt must give; empty where that is not known.

@@ -6,7 +6,7 @@ use crate::{
     fit::{ModelFacts, NodeMemory},
     model::{
         Checkpoint, EventDraft, Incident, JobId, JobRecord, JobSpec, LearnedModel, NodeId, NodeRecord,
-        ReplayedJob, RowIx, WorkerKey,
+        ReplayedJob, RowIx, Thunderbolt, WorkerKey,
     },
     planner::Interface,
 };
@@ -39,6 +39,8 @@ pub struct NodeFacts {
     pub memory: NodeMemory,
     /// What it says of its interfaces.
     pub interfaces: Vec<Interface>,
+    /// What it says of its Thunderbolt ports.
+    pub thunderbolt: Thunderbolt,
     /// What this boot has been through.
     pub boot: BootFacts,
     /// Runtime and hardware: nodes of which these are equal compute alike. Empty when unknown.
@@ -357,6 +359,8 @@ pub enum Event {
         memory: NodeMemory,
         /// Its interfaces.
         interfaces: Vec<Interface>,
+        /// Its Thunderbolt ports.
+        thunderbolt: Thunderbolt,
         /// What its boot has been through.
         boot: BootFacts,
     },

@@ -53,7 +53,9 @@ impl Machine {
         let tokens_lost = worker.tokens_at_risk();
         let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
             || exit.class == ExitClass::Orderly;
-        if exit.class == ExitClass::Apart && !asked {
+        let is_over_rdma = self.gang_mut(job_id, epoch).is_some_and(|gang| gang.backend.is_rdma());
+        // Over TCP the same nodes may well find one another.
+        if exit.class == ExitClass::Apart && !asked && !is_over_rdma {
             self.note_unmet(now, job_id, epoch);
         }
         if exit.killed_while_loaded {
@@ -143,6 +145,10 @@ impl Machine {
         }
         let is_cause =
             if asked { had_aftermath && rules::explains_a_lost_rank(exit.class) } else { !is_aftermath };
+        let is_over_rdma = self.gang_mut(job_id, epoch).is_some_and(|gang| gang.backend.is_rdma());
+        if is_cause && !asked && is_over_rdma && rules::speaks_against_rdma(exit.class, was_hung) {
+            self.distrust_links(now, job_id, epoch);
+        }
         let finding = self.suspect_rows_of_gang(now, node, exit, is_cause, was_hung);
         if told || !(is_cause || is_aftermath) {
             if asked

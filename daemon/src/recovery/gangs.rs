@@ -15,7 +15,9 @@ use super::{
     state::{Job, StopReason, Worker},
 };
 use crate::{
-    model::{Backend, Epoch, JobId, Launch, Link, Mode, NodeId, Reason, RowIx, Rung, Severity},
+    model::{
+        Backend, Epoch, JobId, Launch, Link, LinkKind, LinkName, Mode, NodeId, Reason, RowIx, Rung, Severity,
+    },
     planner::{GangPlan, Limits},
 };
 
@@ -23,8 +25,11 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct GangRecord {
     pub(super) reasons: Vec<Reason>,
+    pub(super) backend: Backend,
     /// The links it uses.
     pub(super) links: Vec<Link>,
+    /// Whether its end has been held against the links it computed over.
+    pub(super) is_held_against_links: bool,
     /// The incident of its end, once that is told.
     pub(super) incident: Option<u64>,
     /// What its end cost, and is in no incident yet.
@@ -38,21 +43,12 @@ pub(super) struct GangRecord {
 }
 
 impl GangRecord {
-    /// `ranks` are its nodes in order.
-    fn new(backend: Backend, ranks: &[&NodeId], reasons: Vec<Reason>, links: &[Link]) -> Self {
-        let count = ranks.len();
-        let rank_of = |node: &NodeId| ranks.iter().position(|rank| *rank == node);
-        let is_used = |link: &&Link| {
-            let ends = rank_of(&link.a.node).zip(rank_of(&link.b.node));
-            ends.is_some_and(|(a, b)| {
-                // Each rank with its neighbours, and rank 0 with every other.
-                backend == Backend::Jaccl || a == 0 || b == 0 || (a + 1) % count == b || (b + 1) % count == a
-            })
-        };
-        let links = links.iter().filter(is_used).cloned().collect();
+    fn new(backend: Backend, links: Vec<Link>, reasons: Vec<Reason>) -> Self {
         Self {
             reasons,
+            backend,
             links,
+            is_held_against_links: false,
             incident: None,
             costs: Costs::default(),
             aftermath: None,
@@ -60,6 +56,38 @@ impl GangRecord {
             in_work: None,
         }
     }
+}
+
+impl GangRecord {
+    /// The links its ranks compute over: those of RDMA, where it is a gang over that.
+    pub(super) fn computes_over(&self) -> Vec<LinkName> {
+        let is_over = |link: &&Link| !self.backend.is_rdma() || link.kind == LinkKind::Rdma;
+        self.links.iter().filter(is_over).map(Link::name).collect()
+    }
+}
+
+/// The links that a gang uses which another controller started: those the planner would give it among these, and where nodes have
+/// several of those it says to have been planned over. `ranks` are its nodes in order.
+fn links_of(rung: Rung, ranks: &[&NodeId], links: &[Link]) -> Vec<Link> {
+    let count = ranks.len();
+    let is_rdma = rung.backend.is_some_and(Backend::is_rdma);
+    let mut used = Vec::new();
+    for (rank, other) in (0..count).flat_map(|rank| (rank + 1..count).map(move |other| (rank, other))) {
+        let of_pair = || links.iter().filter(|link| link.joins(ranks[rank], ranks[other]));
+        let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == count);
+        let tcp = || {
+            let planned = of_pair().find(|link| !is_rdma && Some(link.kind) == rung.link_kind);
+            planned.or_else(|| of_pair().filter(|link| link.kind != LinkKind::Rdma).min_by_key(|link| link.kind))
+        };
+        if is_rdma && (are_neighbours || rung.backend == Some(Backend::Jaccl)) {
+            used.extend(of_pair().find(|link| link.kind == LinkKind::Rdma).cloned());
+        }
+        // Rows go from rank 0 to every other by TCP.
+        if rank == 0 || (are_neighbours && !is_rdma) {
+            used.extend(tcp().cloned());
+        }
+    }
+    used
 }
 
 impl Job {
@@ -105,7 +133,6 @@ impl Machine {
         let epoch = job.record.epoch.next();
         job.record.epoch = epoch;
         job.record.started_unix_ms.get_or_insert(now.unix_ms);
-        let ranks: Vec<&NodeId> = plan.ranks.iter().map(|rank| &rank.node).collect();
         let rung = Rung {
             fallback: false,
             mode: plan.mode,
@@ -113,7 +140,7 @@ impl Machine {
             link_kind: Some(plan.link_kind),
         };
         job.ladder.note_start(rung, &reasons);
-        job.gangs.insert(epoch, GangRecord::new(plan.backend, &ranks, reasons, &self.links));
+        job.gangs.insert(epoch, GangRecord::new(plan.backend, plan.links.clone(), reasons));
         let model = job.record.spec.model.clone();
         let mut commands = Vec::new();
         for (rank, planned) in (0..).zip(&plan.ranks) {
@@ -157,6 +184,11 @@ impl Machine {
     ) -> Option<GangLaunch> {
         let control_port = self.next_port();
         let at = |address: IpAddr, port: u16| SocketAddr::new(address, port);
+        let coordinator = match (plan.coordinator, plan.backend.is_rdma()) {
+            (Some(address), _) => Some(at(address, self.next_port())),
+            (None, true) => return None,
+            (None, false) => None,
+        };
         let control: Vec<SocketAddr> = plan
             .ranks
             .iter()
@@ -185,6 +217,7 @@ impl Machine {
             backend: plan.backend,
             world_size,
             rendezvous_timeout_ms: self.policy.gang_rendezvous_ms,
+            coordinator,
             ranks,
             expected_answer,
         })
@@ -235,12 +268,16 @@ impl Machine {
         }
         for (epoch, mut ranks) in gangs {
             ranks.sort_by_key(|worker| worker.rank);
-            let backend = ranks[0].rung.and_then(|rung| rung.backend);
-            let (Some(backend), false) = (backend, job.gangs.contains_key(&epoch)) else { continue };
+            let rung = ranks[0].rung;
+            let backend = rung.and_then(|rung| rung.backend);
+            let (Some((rung, backend)), false) = (rung.zip(backend), job.gangs.contains_key(&epoch)) else {
+                continue;
+            };
             let nodes: Vec<&NodeId> = ranks.iter().map(|worker| &worker.node).collect();
             let text = "a controller before this one started it, and it came back whole";
             let reasons = vec![Reason::new("adopted", text)];
-            job.gangs.insert(epoch, GangRecord::new(backend, &nodes, reasons, &self.links));
+            let links = links_of(rung, &nodes, &self.links);
+            job.gangs.insert(epoch, GangRecord::new(backend, links, reasons));
         }
     }
 
@@ -280,7 +317,7 @@ mod tests {
     use super::*;
     use crate::model::{LinkEnd, LinkKind};
 
-    /// A link between each two of these, which are in order of name.
+    /// Two links between each two of these, which are in order of name: a network, and by a cable TCP and RDMA.
     fn full_mesh(names: &[&str]) -> Vec<Link> {
         let end = |name: &str| LinkEnd {
             node: name.into(),
@@ -290,22 +327,41 @@ mod tests {
         };
         let pairs =
             names.iter().enumerate().flat_map(|(index, a)| names[index + 1..].iter().map(move |b| (a, b)));
-        pairs.map(|(a, b)| Link { a: end(a), b: end(b), kind: LinkKind::Network }).collect()
+        let kinds = [LinkKind::Rdma, LinkKind::Thunderbolt, LinkKind::Network];
+        pairs.flat_map(|(a, b)| kinds.map(|kind| Link { a: end(a), b: end(b), kind })).collect()
     }
 
     #[test]
-    fn a_gang_uses_the_links_of_neighbours_and_of_rank_0_and_over_jaccl_all() {
+    fn a_gang_that_is_found_uses_the_links_of_neighbours_and_of_rank_0_and_over_jaccl_all() {
         let ranks: Vec<NodeId> = ["c", "a", "e", "b", "d"].into_iter().map(NodeId::from).collect();
         let ranks: Vec<&NodeId> = ranks.iter().collect();
-        let used = |backend| {
+        let used = |backend, link_kind| -> [Vec<String>; 3] {
             let links = full_mesh(&["a", "b", "c", "d", "e", "not of it"]);
-            let gang = GangRecord::new(backend, &ranks, Vec::new(), &links);
-            gang.links.iter().map(|link| format!("{}{}", link.a.node, link.b.node)).collect::<Vec<_>>()
+            let rung = Rung {
+                fallback: false,
+                mode: Mode::Pipeline,
+                backend: Some(backend),
+                link_kind: Some(link_kind),
+            };
+            let used = links_of(rung, &ranks, &links);
+            [LinkKind::Rdma, LinkKind::Thunderbolt, LinkKind::Network].map(|kind| {
+                let of_kind = used.iter().filter(|link| link.kind == kind);
+                let mut told: Vec<String> =
+                    of_kind.map(|link| format!("{}{}", link.a.node, link.b.node)).collect();
+                told.sort();
+                told
+            })
         };
+        let told = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let none = Vec::new;
         // The ring is c a e b d.
-        let of_ring = ["ac", "ae", "bc", "bd", "be", "cd", "ce"];
-        assert_eq!(used(Backend::Ring), of_ring);
-        assert_eq!(used(Backend::JacclRing), of_ring);
-        assert_eq!(used(Backend::Jaccl), ["ab", "ac", "ad", "ae", "bc", "bd", "be", "cd", "ce", "de"]);
+        let of_ring = told("ac ae bc bd be cd ce");
+        assert_eq!(used(Backend::Ring, LinkKind::Network), [none(), none(), of_ring.clone()]);
+        assert_eq!(used(Backend::Ring, LinkKind::Thunderbolt), [none(), of_ring, none()]);
+        let from_rank_0 = told("ac bc cd ce");
+        let around = told("ac ae bd be cd");
+        assert_eq!(used(Backend::JacclRing, LinkKind::Rdma), [around, from_rank_0.clone(), none()]);
+        let all = told("ab ac ad ae bc bd be cd ce de");
+        assert_eq!(used(Backend::Jaccl, LinkKind::Rdma), [all, from_rank_0, none()]);
     }
 }

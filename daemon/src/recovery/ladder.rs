@@ -250,11 +250,11 @@ impl Machine {
         planned_since_mono_ms: u64,
     ) -> Option<Reason> {
         let job = self.jobs.get(&id)?;
-        if let Some((a, b, ms)) =
-            self.next_link_to_settle(now, candidates).filter(|(.., ms)| *ms <= WORTH_WAITING_MS)
+        if let Some((name, ms)) =
+            self.next_link_to_settle(now, candidates).filter(|(_, ms)| *ms <= WORTH_WAITING_MS)
         {
             let text = format!(
-                "the link of {a} and {b} is back and is to hold for {} s yet; going down the ladder for that would load twice",
+                "{name} is back and is to hold for {} s yet; going down the ladder for that would load twice",
                 ms.div_ceil(1_000)
             );
             return Some(Reason::new("link-unsettled", text));

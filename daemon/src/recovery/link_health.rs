@@ -3,37 +3,49 @@
 //! A link is relied on from the start while it has never failed. One that has been down, or over which a gang was lost, must
 //! carry for a while first, and for longer each time ([`damping`](super::damping)). A gang over a link that is down is ended
 //! at once: its ranks would wait for one another for minutes, and nothing would tell (FIELD-NOTES 2).
+//!
+//! Two nodes can have several links, each of which fails and proves itself alone: where RDMA over a cable fails, the next gang goes over
+//! the cable by TCP. A gang that is lost over RDMA costs a start of this boot, so RDMA is left alone for longer than a cable that was
+//! pulled.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    damping::Penalty, effect::StopMode, event::Now, incidents::Opening, machine::Machine, state::StopReason,
+    damping::Penalty, effect::StopMode, event::Now, incidents::Opening, ladder::span, machine::Machine,
+    state::StopReason,
 };
-use crate::model::{Epoch, Fault, JobId, Link, NodeId, Reason, Severity};
+use crate::model::{
+    Cable, CableClass, CableEnd, Epoch, Fault, JobId, Link, LinkKind, LinkName, NodeId, Reason, Severity,
+};
 
-/// Two nodes in order of name.
-type Pair = (NodeId, NodeId);
+/// The longest that RDMA is left alone after gangs that were lost over it: it is tried once more the same night.
+const MOST_RDMA_SETTLE_MS: u64 = 3 * 3_600_000;
 
-/// Of one pair of nodes.
-#[derive(Clone, PartialEq, Debug)]
+/// Of one link.
+#[derive(Clone, PartialEq, Debug, Default)]
 struct Health {
     /// Since when it carries; `None` while it does not.
     up_since_mono_ms: Option<u64>,
-    /// Whether it has ever failed.
-    has_failed: bool,
+    /// What its newest failure was; `None` if it has never failed.
+    failure: Option<Failure>,
     penalty: Penalty,
 }
 
-/// Of all pairs that ever had a link.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub(super) struct LinkHealth {
-    pairs: BTreeMap<Pair, Health>,
-    /// Of the links that are there: which are not relied on now.
-    unsettled: Vec<Pair>,
+/// How a link failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Failure {
+    /// It was down.
+    Down,
+    /// A gang over it was lost.
+    Gang,
 }
 
-fn pair_of(link: &Link) -> Pair {
-    (link.a.node.clone(), link.b.node.clone())
+/// Of all links that ever were.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(super) struct LinkHealth {
+    links: BTreeMap<LinkName, Health>,
+    /// Of the links that are there: which are not relied on now.
+    unsettled: Vec<LinkName>,
 }
 
 impl Machine {
@@ -43,35 +55,41 @@ impl Machine {
         let there: BTreeSet<&Link> = self.links.iter().collect();
         let lost: Vec<Link> = before.iter().filter(|link| !there.contains(link)).cloned().collect();
         for link in &lost {
-            let is_up = self.links.iter().any(|other| other.joins(&link.a.node, &link.b.node));
+            let is_up = self.is_there(&link.name());
             // It was there, so it is known.
-            let Some(health) = self.link_health.pairs.get_mut(&pair_of(link)) else { continue };
+            let Some(health) = self.link_health.links.get_mut(&link.name()) else { continue };
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
-            health.has_failed = true;
+            health.failure = Some(Failure::Down);
             health.penalty.add(now.mono_ms, half_life_ms);
         }
         for link in &self.links {
-            let health = self.link_health.pairs.entry(pair_of(link)).or_insert(Health {
-                up_since_mono_ms: None,
-                has_failed: false,
-                penalty: Penalty::default(),
-            });
+            let health = self.link_health.links.entry(link.name()).or_default();
             health.up_since_mono_ms.get_or_insert(now.mono_ms);
         }
-        for link in lost {
-            self.on_link_lost(now, &link);
+        let mut by_pair: BTreeMap<(&NodeId, &NodeId, bool), Vec<&Link>> = BTreeMap::new();
+        for link in &lost {
+            let is_cable = matches!(link.kind, LinkKind::Rdma | LinkKind::Thunderbolt);
+            by_pair.entry((&link.a.node, &link.b.node, is_cable)).or_default().push(link);
+        }
+        for lost in by_pair.into_values() {
+            self.on_links_lost(now, &lost);
         }
         self.settle_links(now);
     }
 
-    /// A gang was lost over the links between these nodes: they are to prove themselves again.
+    /// A gang was lost over the links between these nodes: they are to prove themselves again. Of one over RDMA only that is.
     pub(super) fn distrust_links(&mut self, now: Now, job: JobId, epoch: Epoch) {
         let half_life_ms = self.policy.penalty_half_life_ms;
-        let used = self.jobs.get(&job).and_then(|job| job.gangs.get(&epoch)).map(|gang| gang.links.clone());
-        for link in used.unwrap_or_default() {
-            if let Some(health) = self.link_health.pairs.get_mut(&pair_of(&link)) {
+        let gang = self.gang_mut(job, epoch).filter(|gang| !gang.is_held_against_links);
+        let used = gang.map(|gang| {
+            gang.is_held_against_links = true;
+            gang.computes_over()
+        });
+        let used = used.unwrap_or_default();
+        for name in used {
+            if let Some(health) = self.link_health.links.get_mut(&name) {
                 health.penalty.add(now.mono_ms, half_life_ms);
-                health.has_failed = true;
+                health.failure = Some(Failure::Gang);
                 if let Some(since) = &mut health.up_since_mono_ms {
                     *since = now.mono_ms;
                 }
@@ -80,14 +98,18 @@ impl Machine {
         self.settle_links(now);
     }
 
+    fn is_there(&self, name: &LinkName) -> bool {
+        self.links.iter().any(|link| link.kind == name.kind && link.joins(&name.a, &name.b))
+    }
+
     /// Time passes: links settle. What a plan may use changes with that.
     pub(super) fn settle_links(&mut self, now: Now) {
-        let unsettled: Vec<Pair> = self
+        let unsettled: Vec<LinkName> = self
             .link_health
-            .pairs
+            .links
             .keys()
-            .filter(|pair| self.settles_in_ms(now, pair) > 0)
-            .filter(|(a, b)| self.links.iter().any(|link| link.joins(a, b)))
+            .filter(|name| self.settles_in_ms(now, name) > 0)
+            .filter(|name| self.is_there(name))
             .cloned()
             .collect();
         if unsettled == self.link_health.unsettled {
@@ -95,42 +117,49 @@ impl Machine {
         }
         self.links_version += 1;
         let before = std::mem::replace(&mut self.link_health.unsettled, unsettled);
-        for (a, b) in before {
-            let is_there = self.links.iter().any(|link| link.joins(&a, &b));
-            if is_there && !self.link_health.unsettled.contains(&(a.clone(), b.clone())) {
-                let held_ms = self.link_health.pairs.get(&(a.clone(), b.clone()));
-                let held_ms = held_ms.and_then(|health| Some(now.mono_ms - health.up_since_mono_ms?));
-                let seconds = held_ms.unwrap_or_default() / 1_000;
+        for name in before {
+            if self.is_there(&name) && !self.link_health.unsettled.contains(&name) {
+                let since = self.link_health.links.get(&name).and_then(|health| health.up_since_mono_ms);
+                let seconds = since.map_or(0, |since| now.mono_ms - since) / 1_000;
                 let outcome = format!("the link carries again, and has held for {seconds} s");
+                let evidence = evidence_of(&name);
                 self.incidents.close(now, &outcome, |incident| {
-                    incident.fault == Fault::LinkDown && incident.evidence.first() == Some(&name_of(&a, &b))
+                    incident.fault == Fault::LinkDown && incident.evidence.first() == Some(&evidence)
                 });
-                let message =
-                    format!("the link of {a} and {b} is relied on again: it has held for {seconds} s");
-                self.emit(Severity::Info, "link-settled", Some(&a), None, message);
+                let message = format!("{name} is relied on again: it has held for {seconds} s");
+                self.emit(Severity::Info, "link-settled", Some(&name.a), None, message);
             }
         }
     }
 
     /// How long a link has to hold yet; 0 for one that is relied on.
-    fn settles_in_ms(&self, now: Now, pair: &Pair) -> u64 {
-        let Some(health) = self.link_health.pairs.get(pair).filter(|health| health.has_failed) else {
-            return 0;
-        };
+    fn settles_in_ms(&self, now: Now, name: &LinkName) -> u64 {
+        let Some(health) = self.link_health.links.get(name) else { return 0 };
         let policy = &self.policy;
-        let settle_ms = health.penalty.settle_ms(
-            now.mono_ms,
-            policy.penalty_half_life_ms,
-            policy.link_settle_ms,
-            policy.most_settle_ms,
-        );
+        let (base_ms, most_ms) = match (health.failure, name.kind) {
+            (None, _) => return 0,
+            (Some(Failure::Gang), LinkKind::Rdma) => (policy.rdma_settle_ms, MOST_RDMA_SETTLE_MS),
+            (Some(_), _) => (policy.link_settle_ms, policy.most_settle_ms),
+        };
+        let settle_ms =
+            health.penalty.settle_ms(now.mono_ms, policy.penalty_half_life_ms, base_ms, most_ms);
         let since = health.up_since_mono_ms.unwrap_or(now.mono_ms);
         (since + settle_ms).saturating_sub(now.mono_ms)
     }
 
-    /// Whether a link between two of these is not relied on now.
+    fn unsettled_between<'a>(&'a self, nodes: &'a BTreeSet<NodeId>) -> impl Iterator<Item = &'a LinkName> {
+        self.link_health.unsettled.iter().filter(|name| nodes.contains(&name.a) && nodes.contains(&name.b))
+    }
+
+    /// Whether a link between two of these has been down and is to hold yet. RDMA that is left alone is not waited for.
     pub(super) fn has_unsettled_link(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.link_health.unsettled.iter().any(|(a, b)| nodes.contains(a) && nodes.contains(b))
+        self.unsettled_between(nodes).any(|name| !self.is_left_alone(name))
+    }
+
+    /// Whether a gang was lost over it by RDMA.
+    fn is_left_alone(&self, name: &LinkName) -> bool {
+        let failure = self.link_health.links.get(name).and_then(|health| health.failure);
+        name.kind == LinkKind::Rdma && failure == Some(Failure::Gang)
     }
 
     /// Of the links between these that are to hold yet: the one that is done first, and when.
@@ -138,43 +167,48 @@ impl Machine {
         &self,
         now: Now,
         nodes: &BTreeSet<NodeId>,
-    ) -> Option<(NodeId, NodeId, u64)> {
-        let unsettled = self.link_health.unsettled.iter();
-        let ours = unsettled.filter(|(a, b)| nodes.contains(a) && nodes.contains(b));
-        ours.map(|pair| (pair.0.clone(), pair.1.clone(), self.settles_in_ms(now, pair)))
-            .min_by_key(|(.., ms)| *ms)
+    ) -> Option<(LinkName, u64)> {
+        self.unsettled_between(nodes)
+            .map(|name| (name.clone(), self.settles_in_ms(now, name)))
+            .min_by_key(|(_, ms)| *ms)
     }
 
     /// Of the links of a node those that are to hold yet, and for how long.
-    pub(super) fn unsettled_at(&self, now: Now, node: &NodeId) -> Vec<(NodeId, NodeId, u64)> {
-        let ours = self.link_health.unsettled.iter().filter(|(a, b)| a == node || b == node);
-        ours.map(|pair| (pair.0.clone(), pair.1.clone(), self.settles_in_ms(now, pair))).collect()
+    pub(super) fn unsettled_at(&self, now: Now, node: &NodeId) -> Vec<(LinkName, u64)> {
+        let ours = self.link_health.unsettled.iter().filter(|name| name.is_at(node));
+        ours.map(|name| (name.clone(), self.settles_in_ms(now, name))).collect()
     }
 
     /// The links that a plan may use now.
     pub(super) fn settled_links(&self) -> Vec<Link> {
-        let relied = |link: &&Link| !self.link_health.unsettled.contains(&pair_of(link));
-        let mut links: Vec<Link> = self.links.iter().filter(relied).cloned().collect();
-        for end in links.iter_mut().flat_map(|link| [&mut link.a, &mut link.b]) {
-            if self.nodes.get(&end.node).is_some_and(|node| node.facts.boot.rdma_is_used_up()) {
-                end.rdma_device = None;
-            }
-        }
-        links
+        let has_starts = |node: &NodeId| {
+            self.nodes.get(node).is_none_or(|node| !node.facts.boot.rdma_is_used_up())
+        };
+        let relied = |link: &&Link| {
+            !self.link_health.unsettled.contains(&link.name())
+                && (link.kind != LinkKind::Rdma || (has_starts(&link.a.node) && has_starts(&link.b.node)))
+        };
+        self.links.iter().filter(relied).cloned().collect()
     }
 
     /// Why a plan does without some of the links that are there.
     pub(super) fn unsettled_reasons(&self, now: Now) -> Vec<Reason> {
-        let text = |pair: &Pair| {
-            let (a, b) = pair;
-            let seconds = self.settles_in_ms(now, pair).div_ceil(1_000);
-            format!("not over the link of {a} and {b}: it has failed, and must hold for {seconds} s first")
+        let text = |name: &LinkName| {
+            let left = span(self.settles_in_ms(now, name).next_multiple_of(1_000));
+            if self.is_left_alone(name) {
+                format!("not over {name}: a gang over it was lost, and it is left alone for {left}")
+            } else {
+                format!("not over {name}: it has failed, and must hold for {left} first")
+            }
         };
-        self.link_health.unsettled.iter().map(|pair| Reason::new("link-unsettled", text(pair))).collect()
+        self.link_health.unsettled.iter().map(|name| Reason::new("link-unsettled", text(name))).collect()
     }
 
-    fn on_link_lost(&mut self, now: Now, link: &Link) {
-        let (a, b) = (&link.a.node, &link.b.node);
+    /// What two nodes have lost: a link, or all that their cable was.
+    fn on_links_lost(&mut self, now: Now, lost: &[&Link]) {
+        // A cable that is out takes RDMA with it.
+        let Some(link) = lost.iter().max_by_key(|link| link.kind) else { return };
+        let name = link.name();
         let mut gangs: Vec<(JobId, Epoch)> = Vec::new();
         for id in &self.open_jobs {
             let Some(job) = self.jobs.get(id) else { continue };
@@ -183,22 +217,15 @@ impl Machine {
                 let at_work = |mode| matches!(mode, None | Some(StopMode::FinishStarted));
                 let alive =
                     job.workers.values().any(|worker| worker.epoch == *epoch && at_work(worker.stop_mode));
-                if alive && gang.links.contains(link) {
+                if alive && gang.links.iter().any(|used| lost.contains(&used)) {
                     gangs.push((*id, *epoch));
                 }
             }
         }
-        let at = match (self.carries(a, &link.a.interface), self.carries(b, &link.b.interface)) {
-            (false, true) => format!("{} on {a} carries nothing", link.a.interface),
-            (true, false) => format!("{} on {b} carries nothing", link.b.interface),
-            (false, false) => {
-                format!("{} on {a} and {} on {b} carry nothing", link.a.interface, link.b.interface)
-            }
-            (true, true) => format!("{} and {} have other addresses now", link.a.interface, link.b.interface),
-        };
-        let summary = format!("the link of {a} and {b} is down: {at}");
+        let at = self.why_lost(link);
+        let summary = format!("{name} is down: {at}");
         if gangs.is_empty() {
-            self.emit(Severity::Info, "link-down", Some(a), None, summary);
+            self.emit(Severity::Info, "link-down", Some(&name.a), None, summary);
             return;
         }
         let (job, _) = gangs[0];
@@ -207,16 +234,16 @@ impl Machine {
         self.emit(
             Severity::Warning,
             Fault::LinkDown.word(),
-            Some(a),
+            Some(&name.a),
             Some(job),
             format!("{summary}; {action}"),
         );
         let opening = Opening {
-            node: Some(a.clone()),
+            node: Some(name.a.clone()),
             job: Some(job),
             summary: summary.clone(),
             action: action.to_owned(),
-            evidence: vec![name_of(a, b), at],
+            evidence: vec![evidence_of(&name), at],
             ..Opening::default()
         };
         let incident = self.incidents.open(now, Fault::LinkDown, opening);
@@ -230,6 +257,62 @@ impl Machine {
         }
     }
 
+    /// What is wrong at the ends of a link that was lost.
+    fn why_lost(&self, Link { a, b, kind }: &Link) -> String {
+        if matches!(kind, LinkKind::Rdma | LinkKind::Thunderbolt) {
+            return self.why_cable_lost(&a.node, &b.node, *kind);
+        }
+        match (self.carries(&a.node, &a.interface), self.carries(&b.node, &b.interface)) {
+            (false, true) => format!("{} on {} carries nothing", a.interface, a.node),
+            (true, false) => format!("{} on {} carries nothing", b.interface, b.node),
+            (false, false) => {
+                format!("{} on {} and {} on {} carry nothing", a.interface, a.node, b.interface, b.node)
+            }
+            (true, true) => format!("{} and {} have other addresses now", a.interface, b.interface),
+        }
+    }
+
+    /// The flaws of the cables there are between two nodes.
+    fn why_cable_lost(&self, a: &NodeId, b: &NodeId, kind: LinkKind) -> String {
+        let mut cables = self.cables.iter().filter(|cable| cable.a.node == *a && cable.b.node == *b).peekable();
+        if cables.peek().is_none() {
+            return "neither of its ends sees the other any more".to_owned();
+        }
+        let told = flaws_of(cables, kind);
+        if told.is_empty() { "it has other addresses or devices now".to_owned() } else { told }
+    }
+
+    /// Why a plan for these nodes does without RDMA, or without a cable at all, where there is one.
+    pub(super) fn cable_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
+        let between = |cable: &&Cable| nodes.contains(&cable.a.node) && nodes.contains(&cable.b.node);
+        let told = self.cables.iter().filter(between).filter_map(|cable| {
+            let Cable { a: CableEnd { node: a, .. }, b: CableEnd { node: b, .. }, class, .. } = cable;
+            match class {
+                CableClass::Rdma if !self.policy.gang_rdma => Some(format!(
+                    "not by RDMA over the cable of {a} and {b}: gangs.rdma of the configuration says no"
+                )),
+                CableClass::Rdma => None,
+                CableClass::Tcp => Some(format!(
+                    "not by RDMA over the cable of {a} and {b}: {}",
+                    flaws_of([cable], LinkKind::Rdma)
+                )),
+                CableClass::Down => {
+                    let why = flaws_of([cable], LinkKind::Thunderbolt);
+                    Some(format!("not over the cable of {a} and {b}: {why}"))
+                }
+            }
+        });
+        let used_up = nodes.iter().filter(|node| {
+            self.nodes.get(node).is_some_and(|node| node.facts.boot.rdma_is_used_up())
+                && self.links.iter().any(|link| link.kind == LinkKind::Rdma && link.end_at(node).is_some())
+        });
+        let used_up = used_up.map(|node| {
+            let text = format!("not by RDMA on {node}: the starts that a boot has for it are used up");
+            Reason::of("rdma-starts", node, text)
+        });
+        told.map(|text| Reason::new("cable", text)).chain(used_up).collect()
+    }
+
     fn carries(&self, node: &NodeId, interface: &str) -> bool {
         self.nodes.get(node).is_some_and(|node| {
             node.facts.interfaces.iter().any(|found| found.name == interface && found.usable)
@@ -237,7 +320,25 @@ impl Machine {
     }
 }
 
+/// What keeps cables from RDMA or from TCP.
+fn flaws_of<'a>(cables: impl IntoIterator<Item = &'a Cable>, kind: LinkKind) -> String {
+    let flaws = cables.into_iter().flat_map(|cable| &cable.flaws).filter(|flaw| !flaw.is_harmless());
+    let mut told: Vec<String> = Vec::new();
+    for flaw in flaws.filter(|flaw| kind == LinkKind::Rdma || !flaw.is_of_rdma_only()) {
+        let sentence = flaw.to_string();
+        if !told.contains(&sentence) {
+            told.push(sentence);
+        }
+    }
+    told.join("; ")
+}
+
 /// How a link is called in evidence.
-fn name_of(a: &NodeId, b: &NodeId) -> String {
-    format!("link {a} - {b}")
+fn evidence_of(LinkName { a, b, kind }: &LinkName) -> String {
+    let what = match kind {
+        LinkKind::Rdma => "RDMA",
+        LinkKind::Thunderbolt => "cable",
+        LinkKind::Network | LinkKind::Loopback => "link",
+    };
+    format!("{what} {a} - {b}")
 }

@@ -14,7 +14,7 @@ use super::{
     rules::Policy,
     state::{Job, Node},
 };
-use crate::model::{EventDraft, Incident, JobId, LearnedModel, Link, NodeId, Severity};
+use crate::model::{Cable, EventDraft, Incident, JobId, LearnedModel, Link, NodeId, Severity};
 
 /// Everything the controller knows, and the rules that move it.
 #[derive(Clone, Debug)]
@@ -31,8 +31,11 @@ pub struct Machine {
     pub(super) models: Models,
     /// What has been learned of models, by the fingerprint of their files.
     pub(super) learned: BTreeMap<String, LearnedModel>,
-    /// Ways between nodes that gangs may use, and how often they have changed.
+    /// Ways between nodes that gangs may use.
     pub(super) links: Vec<Link>,
+    /// Cables between nodes, also those that are good for nothing now.
+    pub(super) cables: Vec<Cable>,
+    /// How often either has changed.
     pub(super) links_version: u64,
     pub(super) link_health: LinkHealth,
     pub(super) unmet: Unmet,
@@ -61,6 +64,7 @@ impl Machine {
             models: Models::default(),
             learned: BTreeMap::new(),
             links: Vec::new(),
+            cables: Vec::new(),
             links_version: 0,
             link_health: LinkHealth::default(),
             unmet: Unmet::default(),
@@ -97,9 +101,9 @@ impl Machine {
                 self.policy = policy;
                 self.refresh_links(now);
             }
-            Event::Observed { node, memory, interfaces, boot } => {
-                reconsider =
-                    self.on_observed(now, &node, memory, interfaces) | self.on_boot_facts(now, &node, boot);
+            Event::Observed { node, memory, interfaces, thunderbolt, boot } => {
+                reconsider = self.on_observed(now, &node, memory, interfaces, thunderbolt)
+                    | self.on_boot_facts(now, &node, boot);
             }
             Event::ModelFound { node, session, model, found } => {
                 self.on_model_found(&node, session, &model, found);

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     fit::{ModelFacts, Workload},
-    model::{JobId, JobState, Link, Measurement, Mode, NodeId, Reason, Rung},
-    planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, Question, Wish, links},
+    model::{JobId, JobState, Link, LinkKind, Measurement, Mode, NodeId, Reason, Rung},
+    planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, NodePorts, Question, Wish, links},
 };
 
 /// Prompt and answer of an ordinary night's row, where neither the job nor its rows say.
@@ -223,12 +223,17 @@ impl Machine {
                 node: node.id.clone(),
                 boot_id: node.facts.boot_id.clone(),
                 interfaces: node.facts.interfaces.clone(),
+                thunderbolt: node.facts.thunderbolt.clone(),
             })
             .collect();
-        let found = links(&interfaces, &self.policy.gang_networks);
+        let mut found = links(&interfaces, &self.policy.gang_networks);
+        found.retain(|link| link.kind != LinkKind::Rdma || self.policy.gang_rdma);
+        let ports: Vec<NodePorts<'_>> = interfaces.iter().map(NodeInterfaces::ports).collect();
+        let cables = planner::cables(&ports);
+        self.links_version += u64::from(found != self.links || cables != self.cables);
+        self.cables = cables;
         if found != self.links {
             let before = std::mem::replace(&mut self.links, found);
-            self.links_version += 1;
             self.on_links(now, &before);
         }
     }
@@ -361,7 +366,11 @@ impl Machine {
                     let ran_out = job.out_of_memory.get(&node.id).copied().unwrap_or(0);
                     let trusted = rules::trusted_percent(ran_out, max_batch_rows);
                     let budget_bytes = budget.bytes / 100 * trusted;
-                    candidates.push(Candidate { node: node.id.clone(), budget_bytes });
+                    candidates.push(Candidate {
+                        node: node.id.clone(),
+                        budget_bytes,
+                        networks: planner::meeting_networks(&node.facts.interfaces, &node.facts.thunderbolt),
+                    });
                 }
                 (Some((_, Said::Has { .. } | Said::Nothing)), _) | (None, _) => {}
                 // It ends with the worker's own words about what is missing there.
@@ -414,9 +423,9 @@ impl Machine {
         let wish = basis.wish;
         let measurements = self.measurements(&basis.fingerprint);
         let links = self.settled_links();
-        let unsettled = self.unsettled_reasons(now);
         let candidates: BTreeSet<NodeId> =
             basis.candidates.iter().map(|candidate| candidate.node.clone()).collect();
+        let unused = [self.unsettled_reasons(now), self.cable_reasons(&candidates)].concat();
         let Some(known) = self.jobs.get_mut(&id).map(|job| job.known_mut(sought)) else {
             return Arc::default();
         };
@@ -442,7 +451,7 @@ impl Machine {
                 _ => choose_over(&links),
             };
             if wish.asked_for().is_some() || !matches!(answer.choice, Choice::Independent(_)) {
-                answer.reasons.extend(unsettled.clone());
+                answer.reasons.extend(unused.clone());
             }
             let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
             let since_mono_ms = if is_same { known.since_mono_ms } else { now.mono_ms };

@@ -64,6 +64,10 @@ pub struct Policy {
     pub link_settle_ms: u64,
     /// The longest such time: a link that works again is in use again the same night.
     pub most_settle_ms: u64,
+    /// How long RDMA between two nodes is left alone when a gang over it was lost while the link itself did not fail; doubled like the
+    /// time above. A try costs one of the few starts of a boot and a load, and what wedges a port is seldom gone in minutes
+    /// (FIELD-NOTES 2): some tries a night.
+    pub rdma_settle_ms: u64,
     /// How long a better way to run a job must have been there before the job changes to it; doubled for each change that is
     /// not forgotten. A change costs every worker's load.
     pub climb_settle_ms: u64,
@@ -74,8 +78,10 @@ pub struct Policy {
     pub stranded_bytes: u64,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
-    /// Networks that ranks may talk over; no others.
+    /// Networks that ranks may talk over; no others, but for the cables between nodes.
     pub gang_networks: Vec<Network>,
+    /// Whether ranks may talk by RDMA.
+    pub gang_rdma: bool,
     /// How long the ranks of a gang may take to find one another. MLX's own tries end after about 31 s (FIELD-NOTES 1).
     pub gang_rendezvous_ms: u64,
     /// How long the nodes and links must stay as they are before a gang is planned over them.
@@ -112,11 +118,13 @@ impl Default for Policy {
             quarantine_ms: 3_600_000,
             link_settle_ms: 5_000,
             most_settle_ms: 600_000,
+            rdma_settle_ms: 3_600_000,
             climb_settle_ms: 60_000,
             penalty_half_life_ms: 1_800_000,
             stranded_bytes: 4 << 30,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
+            gang_rdma: true,
             gang_rendezvous_ms: 60_000,
             gang_settle_ms: 2_000,
             gang_first_port: 47_000,
@@ -367,6 +375,15 @@ pub fn worth_loading_again(
 pub fn explains_a_lost_rank(class: ExitClass) -> bool {
     use ExitClass::{CanaryFailed, Crashed, GpuFault, OutOfMemory, Signalled};
     matches!(class, CanaryFailed | Crashed | GpuFault | OutOfMemory | Signalled)
+}
+
+/// Whether this end of a rank over RDMA is a reason to go on without RDMA. A port that is wedged shows itself in many ways: ranks that
+/// do not meet, that hang, that break with no word of why, or that compute something else (FIELD-NOTES 2). Over TCP the same nodes go
+/// on, so that a wrong guess costs speed and no more.
+#[must_use]
+pub fn speaks_against_rdma(class: ExitClass, was_hung: bool) -> bool {
+    use ExitClass::{Apart, CanaryFailed, Crashed, LinkFault};
+    was_hung || matches!(class, Apart | CanaryFailed | Crashed | LinkFault)
 }
 
 /// Whether an end that nobody asked for is worth an incident.

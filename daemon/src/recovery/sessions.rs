@@ -14,7 +14,9 @@ use super::{
 };
 use crate::{
     fit::NodeMemory,
-    model::{Epoch, Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, WorkerKey},
+    model::{
+        Epoch, Fault, JobId, JobState, Launch, NodeId, NodeRecord, RowIx, Severity, Thunderbolt, WorkerKey,
+    },
     planner::Interface,
 };
 
@@ -363,16 +365,18 @@ impl Machine {
         id: &NodeId,
         memory: NodeMemory,
         interfaces: Vec<Interface>,
+        thunderbolt: Thunderbolt,
     ) -> bool {
         let Some(node) = self.nodes.get_mut(id) else { return false };
         let budget_changed = node.facts.memory.budget() != memory.budget();
         node.facts.memory = memory;
-        let interfaces_changed = node.facts.interfaces != interfaces;
-        if interfaces_changed {
+        let links_changed = node.facts.interfaces != interfaces || node.facts.thunderbolt != thunderbolt;
+        if links_changed {
             node.facts.interfaces = interfaces;
+            node.facts.thunderbolt = thunderbolt;
             self.refresh_links(now);
         }
-        budget_changed || interfaces_changed
+        budget_changed || links_changed
     }
 
     pub(super) fn on_drain(&mut self, now: Now, id: &NodeId, drain: bool) {

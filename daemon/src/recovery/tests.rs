@@ -1,6 +1,7 @@
 //! The machine's behaviour, first as stories with one fault each, then as random nights.
 
 mod boot;
+mod cables;
 mod costs;
 mod crashes;
 mod exits;

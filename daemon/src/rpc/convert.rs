@@ -145,6 +145,7 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
             hello.capabilities.as_ref().map_or(0, |capabilities| capabilities.memory_budget_bytes),
         ),
         interfaces: interfaces(hello.observation.as_ref()),
+        thunderbolt: super::cables::thunderbolt(hello.observation.as_ref()),
         boot: boot(hello.observation.as_ref()),
         platform: platform(hello),
     }
@@ -369,12 +370,7 @@ pub(crate) fn gang(launch: &GangLaunch, secret: [u8; 32]) -> v1::Gang {
         backend: super::plan::backend_out(launch.backend).into(),
         world_size: launch.world_size,
         peers: peers.collect(),
-        coordinator: launch
-            .ranks
-            .first()
-            .and_then(|rank| rank.control_addresses.first())
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        coordinator: launch.coordinator.map(|address| address.to_string()).unwrap_or_default(),
         rendezvous_timeout_ms: launch.rendezvous_timeout_ms,
         secret: secret.to_vec(),
         canary: Some(v1::Canary { expected_tokens: launch.expected_answer.clone(), ..v1::Canary::default() }),
@@ -488,6 +484,7 @@ mod tests {
             backend: crate::model::Backend::Ring,
             world_size: 2,
             rendezvous_timeout_ms: 1,
+            coordinator: None,
             ranks: Vec::new(),
             expected_answer: vec![7, 8],
         };

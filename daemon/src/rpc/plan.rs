@@ -8,7 +8,9 @@ use nightshift_proto::v1;
 use crate::{
     fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Stage, Tensor, Verdict, Workload, gigabytes},
     model::{Backend, JobSpec, Link, LinkEnd, LinkKind, Measurement, Mode, NodeId},
-    planner::{Answer, Candidate, Choice, Network, NodeInterfaces, Question, Wish, choose, links},
+    planner::{
+        Answer, Candidate, Choice, Network, NodeInterfaces, Question, Wish, choose, links, meeting_networks,
+    },
     recovery::{Policy, WorkerSettings},
 };
 
@@ -34,6 +36,8 @@ pub(crate) struct PlanNode {
 pub(crate) struct PlanView {
     pub(crate) nodes: Vec<PlanNode>,
     pub(crate) networks: Vec<Network>,
+    /// Whether ranks may talk by RDMA.
+    pub(crate) rdma: bool,
     pub(crate) settings: WorkerSettings,
     /// How fast models have run here, by the fingerprint of their files.
     pub(crate) measurements: BTreeMap<String, Vec<Measurement>>,
@@ -79,17 +83,20 @@ pub fn offline(request: &v1::PlanRequest) -> v1::PlanReply {
         return problem("every node needs a name of its own");
     }
     let given = |bytes: u64| (bytes > 0).then_some(bytes);
-    let nodes: Vec<(NodeId, NodeMemory)> = request
+    let nodes: Vec<Planned> = request
         .nodes
         .iter()
-        .map(|node| {
+        .zip(1_u32..)
+        .map(|(node, place)| {
             let memory = NodeMemory {
                 total_bytes: given(node.memory_bytes),
                 wired_limit_bytes: given(node.wired_limit_bytes),
                 configured_bytes: given(node.budget_bytes),
                 ..NodeMemory::default()
             };
-            (NodeId::from(node.node_id.as_str()), memory)
+            // Whoever buys Macs has a network, too.
+            let network = Network::parse(&format!("10.0.0.{place}/24"));
+            Planned { node: node.node_id.as_str().into(), memory, networks: network.into_iter().collect() }
         })
         .collect();
     let links = all_joined(&nodes, request.nodes_have_rdma);
@@ -141,8 +148,10 @@ pub(crate) fn live(
                 leave_out(&node.node, "other-files", "it has other files under this name than most nodes");
             }
             Some(_) => {
-                nodes.push((node.node.clone(), node.memory));
-                interfaces.push(node.interfaces.clone());
+                let of = &node.interfaces;
+                let networks = meeting_networks(&of.interfaces, &of.thunderbolt);
+                nodes.push(Planned { node: node.node.clone(), memory: node.memory, networks });
+                interfaces.push(of.clone());
             }
         }
     }
@@ -161,9 +170,10 @@ pub(crate) fn live(
     };
     match facts_of(report) {
         Ok(facts) => {
-            let links = links(&interfaces, &view.networks);
+            let mut links = links(&interfaces, &view.networks);
+            links.retain(|link| link.kind != LinkKind::Rdma || view.rdma);
             let known = Known {
-                on_gpu: nodes.iter().all(|(_, memory)| memory.has_metal),
+                on_gpu: nodes.iter().all(|node| node.memory.has_metal),
                 links: &links,
                 measurements: view.measurements.get(&report.fingerprint).map_or(&[], Vec::as_slice),
             };
@@ -177,6 +187,13 @@ fn problem(why: impl Into<String>) -> v1::PlanReply {
     v1::PlanReply { problem: why.into(), ..v1::PlanReply::default() }
 }
 
+/// A node that is planned for.
+struct Planned {
+    node: NodeId,
+    memory: NodeMemory,
+    networks: Vec<Network>,
+}
+
 /// What is known besides the model and the nodes' memory.
 struct Known<'a> {
     on_gpu: bool,
@@ -187,15 +204,19 @@ struct Known<'a> {
 fn reply(
     request: &v1::PlanRequest,
     facts: &ModelFacts,
-    nodes: &[(NodeId, NodeMemory)],
+    nodes: &[Planned],
     known: &Known<'_>,
     settings: WorkerSettings,
     mut left_out: Vec<v1::PlanReason>,
 ) -> v1::PlanReply {
     let mut candidates = Vec::new();
-    for (node, memory) in nodes {
+    for Planned { node, memory, networks } in nodes {
         match memory.budget() {
-            Some(budget) => candidates.push(Candidate { node: node.clone(), budget_bytes: budget.bytes }),
+            Some(budget) => candidates.push(Candidate {
+                node: node.clone(),
+                budget_bytes: budget.bytes,
+                networks: networks.clone(),
+            }),
             None => left_out.push(v1::PlanReason {
                 rule: "no-memory".to_owned(),
                 node_id: node.to_string(),
@@ -266,17 +287,18 @@ fn reply(
 }
 
 /// Planned machines are taken to stand side by side, each cabled to every other.
-fn all_joined(nodes: &[(NodeId, NodeMemory)], rdma: bool) -> Vec<Link> {
-    let end = |node: &NodeId| LinkEnd {
-        node: node.clone(),
+fn all_joined(nodes: &[Planned], rdma: bool) -> Vec<Link> {
+    let end = |node: &Planned, kind: LinkKind| LinkEnd {
+        node: node.node.clone(),
         interface: "planned".to_owned(),
         address: core::net::Ipv4Addr::UNSPECIFIED.into(),
-        rdma_device: rdma.then(|| "planned".to_owned()),
+        rdma_device: (kind == LinkKind::Rdma).then(|| "planned".to_owned()),
     };
     let mut links = Vec::new();
-    for (index, (one, _)) in nodes.iter().enumerate() {
-        for (other, _) in &nodes[index + 1..] {
-            links.push(Link { a: end(one), b: end(other), kind: LinkKind::Thunderbolt });
+    for (index, one) in nodes.iter().enumerate() {
+        for other in &nodes[index + 1..] {
+            let kinds = [LinkKind::Rdma, LinkKind::Thunderbolt].into_iter().skip(usize::from(!rdma));
+            links.extend(kinds.map(|kind| Link { a: end(one, kind), b: end(other, kind), kind }));
         }
     }
     links
@@ -491,7 +513,12 @@ mod tests {
             node: name.into(),
             memory: NodeMemory { configured_bytes: Some(60 * GB), ..NodeMemory::default() },
             unusable: unusable.map(str::to_owned),
-            interfaces: NodeInterfaces { node: name.into(), boot_id: String::new(), interfaces: Vec::new() },
+            interfaces: NodeInterfaces {
+                node: name.into(),
+                boot_id: String::new(),
+                interfaces: Vec::new(),
+                thunderbolt: crate::model::Thunderbolt::default(),
+            },
         };
         let view = PlanView {
             nodes: vec![
@@ -503,6 +530,7 @@ mod tests {
                 plan_node("f", None),
             ],
             networks: Vec::new(),
+            rdma: true,
             measurements: BTreeMap::new(),
             settings: JobSpec::default().settings(&Policy::default()),
         };

@@ -308,12 +308,15 @@ fn keeps(rule: &str) -> bool {
     matches!(
         rule,
         "asking"
+            | "cable"
             | "did-not-meet"
             | "down-the-ladder"
             | "fewer-rows"
             | "less-prefill"
             | "link-unsettled"
+            | "no-meeting-place"
             | "not-on"
+            | "rdma-starts"
             | "refused"
             | "settling"
             | "too-small"

@@ -2,7 +2,7 @@
 
 use super::{Ruling, plural};
 use crate::{
-    model::{JobState, Link, NodeId},
+    model::{JobState, Link, LinkKind, NodeId},
     recovery::{
         Now,
         ladder::span,
@@ -54,25 +54,35 @@ impl Machine {
             .iter()
             .map(|link| {
                 let (here, there) = if link.a.node == *id { (&link.a, &link.b) } else { (&link.b, &link.a) };
-                let rdma = if link.has_rdma() { ", ready for RDMA" } else { "" };
-                format!("to {} over {}{rdma}", there.node, here.interface)
+                let how = match (link.kind, &here.rdma_device) {
+                    (LinkKind::Rdma, Some(device)) => format!("{device} (RDMA)"),
+                    (LinkKind::Rdma | LinkKind::Thunderbolt, _) => format!("{} (cable)", here.interface),
+                    (LinkKind::Network | LinkKind::Loopback, _) => here.interface.clone(),
+                };
+                format!("to {} over {how}", there.node)
             })
             .collect();
         let sentence = match (told.is_empty(), self.policy.gang_networks.is_empty()) {
             (true, true) => {
-                "there are none: no network is allowed for gangs (gangs.networks of the configuration)"
+                "there are none: no cable to another node carries, and no network is allowed for gangs (gangs.networks of the \
+                 configuration)"
                     .to_owned()
             }
             (true, false) => {
-                "there are none to other nodes in the networks that are allowed for gangs".to_owned()
+                "there are none to other nodes by a cable or in the networks that are allowed for gangs".to_owned()
             }
             (false, _) => told.join("; "),
         };
         let mut rulings = vec![Ruling::holds("links", sentence)];
-        for (a, b, ms) in self.unsettled_at(now, id) {
-            let other = if a == *id { b } else { a };
+        for (name, ms) in self.unsettled_at(now, id) {
+            let other = if name.a == *id { &name.b } else { &name.a };
+            let what = match name.kind {
+                LinkKind::Rdma => "RDMA over the cable",
+                LinkKind::Thunderbolt => "the cable",
+                LinkKind::Network | LinkKind::Loopback => "the link",
+            };
             let sentence = format!(
-                "the link to {other} has failed, and must hold for {} more before it is relied on",
+                "{what} to {other} has failed, and must hold for {} more before it is relied on",
                 span(ms)
             );
             rulings.push(Ruling::keeps("link-unsettled", sentence));

@@ -10,8 +10,7 @@ const GB: u64 = 1_000_000_000;
 
 fn observe(kit: &mut Kit, node: &str, boot: BootFacts) -> Vec<Effect> {
     let facts = kit.machines.get(node).cloned().unwrap_or_default();
-    let NodeFacts { memory, interfaces, .. } = facts;
-    kit.tell(Event::Observed { node: NodeId::from(node), memory, interfaces, boot })
+    kit.observe(node, NodeFacts { boot, ..facts })
 }
 
 fn killed(kit: &mut Kit, node: &str, worker: WorkerKey) -> Vec<Effect> {

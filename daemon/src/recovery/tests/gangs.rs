@@ -354,9 +354,9 @@ fn a_restarted_controller_adopts_a_whole_gang_and_ends_a_half_one() {
 
 /// What a node says when its only interface carries nothing, or carries again.
 pub(super) fn carrier(kit: &mut Kit, node: &str, usable: bool) -> Vec<Effect> {
-    let NodeFacts { memory, mut interfaces, .. } = kit.machines[node].clone();
-    interfaces[0].usable = usable;
-    kit.tell(Event::Observed { node: node.into(), memory, interfaces, boot: BootFacts::default() })
+    let mut facts = kit.machines[node].clone();
+    facts.interfaces[0].usable = usable;
+    kit.observe(node, facts)
 }
 
 #[test]

@@ -162,6 +162,12 @@ impl Kit {
         effects
     }
 
+    /// A node says this of itself.
+    pub(super) fn observe(&mut self, node: &str, facts: NodeFacts) -> Vec<Effect> {
+        let NodeFacts { memory, interfaces, thunderbolt, boot, .. } = facts;
+        self.tell(Event::Observed { node: NodeId::from(node), memory, interfaces, thunderbolt, boot })
+    }
+
     /// Lets time pass in ticks; nodes named in `alive` keep sending heartbeats.
     pub(super) fn wait(&mut self, ms: u64, alive: &[(&str, SessionId)]) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -185,8 +191,8 @@ impl Kit {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let machine = self.machines.get(node).cloned().unwrap_or_default();
-        let NodeFacts { memory, interfaces, platform, .. } = machine;
-        let facts = NodeFacts { memory, interfaces, platform, ..facts(instance) };
+        let NodeFacts { memory, interfaces, thunderbolt, platform, .. } = machine;
+        let facts = NodeFacts { memory, interfaces, thunderbolt, platform, ..facts(instance) };
         let node = NodeId::from(node);
         let effects = self.tell(Event::Hello { node, session, facts, workers });
         (session, effects)

@@ -28,8 +28,7 @@ pub(super) fn pull_cable(kit: &mut Kit, node: &str, is_up: bool) -> Vec<Effect> 
     for interface in &mut facts.interfaces {
         interface.usable = is_up;
     }
-    let (node, NodeFacts { memory, interfaces, .. }) = (NodeId::from(node), facts);
-    kit.tell(Event::Observed { node, memory, interfaces, boot: BootFacts::default() })
+    kit.observe(node, facts)
 }
 
 /// Every worker told to end does.

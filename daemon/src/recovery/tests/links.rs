@@ -213,26 +213,10 @@ fn the_interface_that_went_is_named_though_others_of_the_node_carry() {
         kit.machines.get_mut(node).unwrap().interfaces.push(other(address));
         assert_eq!(events(&pull_cable(&mut kit, node, true)), [""; 0], "gangs may not use it");
     }
-    let NodeFacts { memory, mut interfaces, .. } = kit.machines["b"].clone();
-    interfaces[0].usable = false;
-    let effects =
-        kit.tell(Event::Observed { node: "b".into(), memory, interfaces, boot: BootFacts::default() });
+    let mut facts = kit.machines["b"].clone();
+    facts.interfaces[0].usable = false;
+    let effects = kit.observe("b", facts);
     assert_eq!(messages(&effects, "link-down"), ["the link of a and b is down: en5 on b carries nothing"]);
-}
-
-#[test]
-fn a_boot_that_has_used_up_its_starts_over_rdma_offers_no_device_for_it() {
-    let (mut kit, _) = cluster(&[60, 60]);
-    let link = &mut kit.machine.links[0];
-    for end in [&mut link.a, &mut link.b] {
-        end.rdma_device = Some("rdma_en5".to_owned());
-    }
-    let NodeFacts { memory, interfaces, .. } = kit.machines["a"].clone();
-    let boot = BootFacts { rdma_starts: 8, most_rdma_starts: 8, ..BootFacts::default() };
-    let _ = kit.tell(Event::Observed { node: "a".into(), memory, interfaces, boot });
-    let links = kit.machine.settled_links();
-    assert_eq!(links[0].a.rdma_device, None);
-    assert_eq!(links[0].b.rdma_device.as_deref(), Some("rdma_en5"));
 }
 
 #[test]

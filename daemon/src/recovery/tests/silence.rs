@@ -508,9 +508,9 @@ fn who_has_just_lost_its_connection_takes_no_place_among_those_who_look() {
 #[test]
 fn no_more_addresses_are_looked_at_than_agents_try() {
     let (mut kit, sessions, _) = on_one_network(2);
-    let NodeFacts { memory, mut interfaces, .. } = kit.machines["a"].clone();
-    interfaces[0].addresses = (10..20).map(|last| format!("10.0.0.{last}/24")).collect();
-    let _ = kit.tell(Event::Observed { node: "a".into(), memory, interfaces, boot: BootFacts::default() });
+    let mut facts = kit.machines["a"].clone();
+    facts.interfaces[0].addresses = (10..20).map(|last| format!("10.0.0.{last}/24")).collect();
+    let _ = kit.observe("a", facts);
     let effects = kit.wait(2_500, &sessions[1..]);
     let looked_at = effects.iter().find_map(|effect| match effect {
         Effect::Send { command: Command::LookAt { addresses, .. }, .. } => Some(addresses.len()),

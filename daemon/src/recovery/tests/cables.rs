@@ -1,0 +1,351 @@
+//! Macs on Thunderbolt cables: over RDMA where it works, over TCP where only that does, and RDMA is left alone where a gang over it was
+//! lost.
+
+use std::sync::Arc;
+
+use super::{
+    gangs::Sessions,
+    kit::*,
+    ladder::{obey, start_all},
+};
+use crate::{
+    model::{Backend, Fault, LinkKind, Port, PortPeer, WorkerKey},
+    planner::Interface,
+    recovery::*,
+};
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// A Mac on a network for everything, and on a cable with each of the others.
+fn mac(place: usize, count: usize, budget_gb: u64) -> NodeFacts {
+    let mut facts = machine(&format!("192.168.1.{}", place + 1), budget_gb);
+    facts.interfaces[0].name = "en0".to_owned();
+    facts.thunderbolt.rdma_enabled = Some(true);
+    for (receptacle, other) in (1..).zip((0..count).filter(|other| *other != place)) {
+        let (low, high) = (place.min(other), place.max(other));
+        let interface = format!("en{}", 3 + receptacle);
+        facts.interfaces.push(Interface {
+            name: interface.clone(),
+            usable: true,
+            loopback: false,
+            addresses: vec![format!("10.99.{}.{}/30", low * 10 + high, if place == low { 1 } else { 2 })],
+        });
+        facts.thunderbolt.ports.push(Port {
+            receptacle,
+            interface: Some(interface.clone()),
+            domain_uuid: Some(format!("{place}>{other}")),
+            plugged: Some(true),
+            speed_bits_per_s: Some(80_000_000_000),
+            thunderbolt_5: Some(true),
+            peers: vec![PortPeer {
+                domain_uuid: format!("{other}>{place}"),
+                hardware_model: None,
+                rdma: Some(true),
+                behind_device: false,
+            }],
+            bridged: Some(false),
+            bridge: None,
+            rdma_device: Some(format!("rdma_{interface}")),
+            rdma_listed: Some(true),
+            rdma_active: Some(true),
+        });
+    }
+    facts
+}
+
+/// Macs of so many gigabytes, which all have the large model, each cabled to every other. No network is allowed.
+fn macs(budgets_gb: &[u64]) -> (Kit, Sessions) {
+    let mut kit = Kit::new();
+    let mut sessions = Vec::new();
+    for (place, name) in NAMES.into_iter().take(budgets_gb.len()).enumerate() {
+        kit.found.insert(name.to_owned(), large_model());
+        kit.machines.insert(name.to_owned(), mac(place, budgets_gb.len(), budgets_gb[place]));
+        sessions.push((name, kit.connect(name).0));
+    }
+    (kit, sessions)
+}
+
+/// What is told of a Mac after a change to it.
+fn change(kit: &mut Kit, node: &str, how: impl FnOnce(&mut NodeFacts)) -> Vec<Effect> {
+    how(kit.machines.get_mut(node).unwrap());
+    let facts = kit.machines[node].clone();
+    kit.observe(node, facts)
+}
+
+fn set_rdma(kit: &mut Kit, node: &str, is_active: bool) -> Vec<Effect> {
+    change(kit, node, |facts| facts.thunderbolt.ports[0].rdma_active = Some(is_active))
+}
+
+/// The first cable of a Mac, in or out.
+fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for of in [node, other] {
+        effects.extend(change(kit, of, |facts| {
+            facts.interfaces[1].usable = is_in;
+            let port = &mut facts.thunderbolt.ports[0];
+            port.plugged = Some(is_in);
+            port.rdma_active = Some(is_in);
+            let peer = if of == "a" { "1>0" } else { "0>1" };
+            port.peers.clear();
+            port.peers.extend(is_in.then(|| PortPeer { domain_uuid: peer.to_owned(), ..PortPeer::default() }));
+        }));
+    }
+    effects
+}
+
+fn launches(effects: &[Effect]) -> Vec<Arc<GangLaunch>> {
+    let of = |effect: &Effect| match effect {
+        Effect::Send { command: Command::StartWorker { gang, worker, .. }, .. } if worker.rank == 0 => gang.clone(),
+        _ => None,
+    };
+    effects.iter().filter_map(of).collect()
+}
+
+/// A job of which ranks are at work, and how they were launched.
+fn at_work(kit: &mut Kit, sessions: &Sessions) -> (Arc<GangLaunch>, Vec<(String, WorkerKey)>) {
+    let mut effects = kit.tell(Event::JobAccepted(record(1, 10_000)));
+    effects.extend(kit.wait(2_100, sessions));
+    let ranks = start_all(kit, &effects);
+    (launches(&effects).remove(0), ranks)
+}
+
+/// The next gang, and how it was launched.
+fn next_gang(
+    kit: &mut Kit,
+    sessions: &Sessions,
+    ms: u64,
+) -> (Option<Arc<GangLaunch>>, Vec<(String, WorkerKey)>) {
+    let effects = kit.wait(ms, sessions);
+    (launches(&effects).pop(), start_all(kit, &effects))
+}
+
+fn why(kit: &Kit, rule: &str) -> Vec<String> {
+    let reasons = kit.job(1).plan.clone().unwrap().reasons;
+    reasons.into_iter().filter(|reason| reason.rule == rule).map(|reason| reason.text).collect()
+}
+
+fn link_kind(kit: &Kit) -> Option<LinkKind> {
+    kit.job(1).rung().and_then(|rung| rung.link_kind)
+}
+
+#[test]
+fn a_cable_is_used_by_rdma_without_being_told_to() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let (gang, ranks) = at_work(&mut kit, &sessions);
+    assert_eq!((gang.backend, ranks.len(), link_kind(&kit)), (Backend::Jaccl, 2, Some(LinkKind::Rdma)));
+    let devices: Vec<_> = gang.ranks.iter().map(|rank| rank.rdma_devices.clone()).collect();
+    let device = || Some("rdma_en4".to_owned());
+    assert_eq!(devices, [vec![None, device()], vec![device(), None]]);
+    // Over the network, and rows over the cable.
+    assert_eq!(gang.coordinator.unwrap().ip().to_string(), "192.168.1.1");
+    assert_eq!(gang.ranks[0].control_addresses[0].ip().to_string(), "10.99.1.1");
+    assert_ne!(gang.coordinator.unwrap().port(), gang.ranks[0].control_addresses[0].port());
+}
+
+#[test]
+fn three_macs_each_cabled_to_both_others_are_a_mesh_and_without_one_cable_a_chain_that_is_no_gang() {
+    let (mut kit, sessions) = macs(&[35, 35, 35]);
+    let (gang, ranks) = at_work(&mut kit, &sessions);
+    assert_eq!((gang.backend, ranks.len()), (Backend::Jaccl, 3));
+    let effects = set_cable(&mut kit, "a", "b", false);
+    assert_eq!(stopped(&effects).len(), 3, "the ring is broken");
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    let _ = kit.wait(5_000, &sessions);
+    assert!(why(&kit, "refused").iter().any(|why| why.contains("no allowed links join")), "{:#?}", kit.job(1).plan);
+}
+
+#[test]
+fn what_rdma_lacks_is_told_and_the_cable_is_used_without_it() {
+    type Change = fn(&mut NodeFacts);
+    let rows: [(Change, &str, &str); 4] = [
+        (
+            |facts| facts.thunderbolt.rdma_enabled = Some(false),
+            "cable",
+            "not by RDMA over the cable of a and b: RDMA is off on b",
+        ),
+        (
+            |facts| facts.thunderbolt.ports[0].rdma_active = Some(false),
+            "cable",
+            "not by RDMA over the cable of a and b: rdma_en4 of b is not active",
+        ),
+        (
+            |facts| facts.interfaces[0].addresses = vec!["192.168.2.1/24".to_owned()],
+            "no-meeting-place",
+            "not by RDMA: its ranks arrange how they talk over a private network apart from the cables (IPv4), and there is \
+             none that all of these nodes are on with an address of their own",
+        ),
+        (
+            |facts| facts.boot = BootFacts { rdma_starts: 5, most_rdma_starts: 5, ..BootFacts::default() },
+            "rdma-starts",
+            "not by RDMA on b: the starts that a boot has for it are used up",
+        ),
+    ];
+    for (index, (how, rule, told)) in rows.into_iter().enumerate() {
+        let (mut kit, sessions) = macs(&[60, 60]);
+        let _ = change(&mut kit, "b", how);
+        let (gang, _) = at_work(&mut kit, &sessions);
+        assert_eq!((gang.backend, link_kind(&kit)), (Backend::Ring, Some(LinkKind::Thunderbolt)), "row {index}");
+        assert_eq!(gang.coordinator, None);
+        assert_eq!(why(&kit, rule), [told], "row {index}: {:#?}", kit.job(1).plan);
+        let ring: Vec<String> =
+            gang.ranks.iter().map(|rank| rank.ring_address.unwrap().ip().to_string()).collect();
+        assert_eq!(ring, ["10.99.1.1", "10.99.1.2"], "row {index}");
+    }
+}
+
+#[test]
+fn whoever_does_not_want_rdma_gets_none() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = kit.tell(Event::PolicyChanged(Policy { gang_rdma: false, ..Policy::default() }));
+    assert_eq!(at_work(&mut kit, &sessions).0.backend, Backend::Ring);
+    assert_eq!(
+        why(&kit, "cable"),
+        ["not by RDMA over the cable of a and b: gangs.rdma of the configuration says no"]
+    );
+}
+
+#[test]
+fn where_rdma_goes_the_gang_goes_on_by_tcp_and_comes_back_when_it_has_held() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = at_work(&mut kit, &sessions);
+    let effects = set_rdma(&mut kit, "b", false);
+    assert_eq!(stopped(&effects).len(), 2);
+    let incident = kit.machine.incidents().next().unwrap().clone();
+    assert_eq!(incident.fault, Fault::LinkDown);
+    assert_eq!(incident.summary, "RDMA over the cable of a and b is down: rdma_en4 of b is not active");
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    let (gang, _) = next_gang(&mut kit, &sessions, 3_000);
+    assert_eq!(gang.unwrap().backend, Backend::Ring);
+    assert_eq!(link_kind(&kit), Some(LinkKind::Thunderbolt));
+
+    let _ = set_rdma(&mut kit, "b", true);
+    assert_eq!(stopped(&kit.wait(60_000, &sessions)), []);
+    let effects = kit.wait(15_000, &sessions);
+    assert!(events(&effects).contains(&"climbing"), "{:?}", events(&effects));
+    let _ = obey(&mut kit, &effects, ExitClass::Orderly);
+    let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
+    assert_eq!(gang.unwrap().backend, Backend::Jaccl);
+    assert!(why(&kit, "climbed")[0].contains("from a pipeline over ring (Thunderbolt) to a pipeline over jaccl (RDMA)"));
+}
+
+/// It takes TCP with it, and is told once.
+#[test]
+fn a_cable_that_is_out_is_one_incident() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = at_work(&mut kit, &sessions);
+    let _ = change(&mut kit, "a", |_| {});
+    // The end that says so first is enough.
+    let effects = set_cable(&mut kit, "a", "b", false);
+    assert_eq!(stopped(&effects).len(), 2);
+    let incidents: Vec<String> = kit.machine.incidents().map(|incident| incident.summary.clone()).collect();
+    assert_eq!(incidents, ["the cable of a and b is down: en4 of a is down or without carrier"]);
+    assert_eq!(events(&effects).iter().filter(|kind| kind.contains("link")).count(), 1, "{:?}", events(&effects));
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    let _ = kit.wait(5_000, &sessions);
+    assert_eq!(started(&kit.wait(1_000, &sessions)), [], "there is no other way");
+    let _ = set_cable(&mut kit, "a", "b", true);
+    let (gang, _) = next_gang(&mut kit, &sessions, 20_000);
+    assert_eq!(gang.unwrap().backend, Backend::Jaccl, "it has held");
+}
+
+#[test]
+fn a_bridge_that_takes_the_port_takes_rdma_and_its_address() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = at_work(&mut kit, &sessions);
+    let effects = change(&mut kit, "b", |facts| {
+        facts.interfaces[1].addresses.clear();
+        facts.thunderbolt.ports[0].bridged = Some(true);
+        facts.thunderbolt.ports[0].bridge = Some("bridge0".to_owned());
+    });
+    assert_eq!(stopped(&effects).len(), 2);
+    let summary = &kit.machine.incidents().next().unwrap().summary;
+    assert_eq!(summary, "the cable of a and b is down: the interface of the port of b is not known");
+}
+
+#[test]
+fn a_cable_that_comes_disturbs_no_gang_over_a_network_and_is_climbed_to() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let policy = Policy {
+        gang_networks: vec![crate::planner::Network::parse("192.168.1.0/24").unwrap()],
+        ..Policy::default()
+    };
+    let _ = kit.tell(Event::PolicyChanged(policy));
+    let _ = set_cable(&mut kit, "a", "b", false);
+    let (gang, _) = at_work(&mut kit, &sessions);
+    assert_eq!((gang.backend, link_kind(&kit)), (Backend::Ring, Some(LinkKind::Network)));
+    let effects = set_cable(&mut kit, "a", "b", true);
+    assert_eq!(stopped(&effects), []);
+    assert_eq!(stopped(&kit.wait(55_000, &sessions)), []);
+    let effects = kit.wait(40_000, &sessions);
+    assert!(events(&effects).contains(&"climbing"));
+    let _ = obey(&mut kit, &effects, ExitClass::Orderly);
+    assert_eq!(next_gang(&mut kit, &sessions, 5_000).0.unwrap().backend, Backend::Jaccl);
+    // And when it is out again, the network is there at once.
+    let effects = set_cable(&mut kit, "a", "b", false);
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    let (gang, _) = next_gang(&mut kit, &sessions, 3_000);
+    assert_eq!((gang.unwrap().backend, link_kind(&kit)), (Backend::Ring, Some(LinkKind::Network)));
+}
+
+/// Whatever a wedged port does to a gang, the next one goes by TCP over the same cable; after a while RDMA is tried once more.
+#[test]
+fn rdma_over_which_a_gang_was_lost_is_left_alone() {
+    for class in [ExitClass::LinkFault, ExitClass::Apart, ExitClass::Crashed, ExitClass::CanaryFailed] {
+        let (mut kit, sessions) = macs(&[60, 60]);
+        let (_, ranks) = at_work(&mut kit, &sessions);
+        let effects = kit.exit("a", ranks[0].1, class);
+        let _ = obey(&mut kit, &effects, ExitClass::Killed);
+        let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
+        assert_eq!(gang.unwrap().backend, Backend::Ring, "after {class:?}");
+        let _ = kit.wait(100, &sessions);
+        let told = why(&kit, "link-unsettled");
+        assert!(
+            told[0].starts_with("not over RDMA over the cable of a and b: a gang over it was lost, and it is left alone for "),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn rdma_is_tried_again_when_it_has_been_left_alone_and_less_often_each_time() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    // No step is taken here, so an hour would be a hang.
+    let settle_ms = 120_000;
+    let policy = Policy { rdma_settle_ms: settle_ms, step_budget_ms: u64::MAX, ..Policy::default() };
+    let _ = kit.tell(Event::PolicyChanged(policy));
+    let (_, mut ranks) = at_work(&mut kit, &sessions);
+    let mut waited_ms = Vec::new();
+    for _ in 0..3 {
+        let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+        let _ = obey(&mut kit, &effects, ExitClass::Killed);
+        let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
+        assert_eq!(gang.unwrap().backend, Backend::Ring);
+        let since = kit.now.mono_ms;
+        let effects = loop {
+            let effects = kit.wait(1_000, &sessions);
+            if events(&effects).contains(&"climbing") {
+                break effects;
+            }
+            assert!(kit.now.mono_ms - since < 20 * settle_ms, "it is never tried again");
+        };
+        waited_ms.push(kit.now.mono_ms - since);
+        let _ = obey(&mut kit, &effects, ExitClass::Orderly);
+        let (gang, started) = next_gang(&mut kit, &sessions, 5_000);
+        assert_eq!(gang.unwrap().backend, Backend::Jaccl);
+        ranks = started;
+    }
+    assert!(waited_ms[0] > settle_ms && waited_ms.is_sorted(), "{waited_ms:?}");
+}
+
+/// What has nothing to do with RDMA is not held against it.
+#[test]
+fn memory_that_ran_out_is_no_fault_of_rdma() {
+    for class in [ExitClass::OutOfMemory, ExitClass::GpuFault, ExitClass::Signalled, ExitClass::Leftover] {
+        let (mut kit, sessions) = macs(&[60, 60]);
+        let (_, ranks) = at_work(&mut kit, &sessions);
+        let effects = kit.exit("a", ranks[0].1, class);
+        let _ = obey(&mut kit, &effects, ExitClass::Killed);
+        let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
+        assert_eq!(gang.map(|gang| gang.backend), Some(Backend::Jaccl), "after {class:?}");
+    }
+}
