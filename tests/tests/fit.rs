@@ -6,7 +6,7 @@
 use nightshift_daemon::{
     fit::{Advice, Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor, Verdict, Workload},
     model::{Backend, Link, LinkEnd, LinkKind, Measurement, Mode, NodeId},
-    planner::{Answer, Candidate, Choice, Question, Wish, choose},
+    planner::{Answer, Candidate, Choice, Network, Question, Wish, choose},
 };
 use nightshift_tests::published::{self, EIGHT_BITS, FOUR_BITS, Published, Stored};
 
@@ -43,7 +43,11 @@ fn candidates(budgets: &[u64]) -> Vec<Candidate> {
     budgets
         .iter()
         .enumerate()
-        .map(|(index, budget_bytes)| Candidate { node: name(index), budget_bytes: *budget_bytes })
+        .map(|(index, budget_bytes)| Candidate {
+            node: name(index),
+            budget_bytes: *budget_bytes,
+            networks: Network::parse(&format!("192.168.1.{}/24", index + 1)).into_iter().collect(),
+        })
         .collect()
 }
 
@@ -53,17 +57,18 @@ fn cabled(candidates: &[Candidate], rdma: bool) -> Vec<Link> {
     for (index, one) in candidates.iter().enumerate() {
         for (other_index, other) in candidates.iter().enumerate().skip(index + 1) {
             let subnet = u8::try_from(index * 10 + other_index).expect("few nodes");
-            let end = |node: &NodeId, port: usize, last: u8| LinkEnd {
+            let end = |node: &NodeId, port: usize, last: u8, kind: LinkKind| LinkEnd {
                 node: node.clone(),
                 interface: format!("en{port}"),
                 address: [10, 0, subnet, last].into(),
-                rdma_device: rdma.then(|| format!("rdma_en{port}")),
+                rdma_device: (kind == LinkKind::Rdma).then(|| format!("rdma_en{port}")),
             };
-            links.push(Link {
-                a: end(&one.node, other_index, 1),
-                b: end(&other.node, index, 2),
-                kind: LinkKind::Thunderbolt,
-            });
+            let kinds = [LinkKind::Thunderbolt, LinkKind::Rdma].into_iter().take(1 + usize::from(rdma));
+            links.extend(kinds.map(|kind| Link {
+                a: end(&one.node, other_index, 1, kind),
+                b: end(&other.node, index, 2, kind),
+                kind,
+            }));
         }
     }
     links

@@ -32,6 +32,7 @@ pub(crate) fn measure(table: &mut Table, quick: bool) {
         .map(|number| Candidate {
             node: NodeId::from(format!("n{number}").as_str()),
             budget_bytes: (24 + u64::from(number) % 13 * 8) * GIB,
+            networks: Vec::new(),
         })
         .collect();
     let end = |index: usize, node: &NodeId| LinkEnd {

@@ -21,6 +21,8 @@ pub(crate) enum Up {
     Refused(u64),
     Model(String),
     Progress(ProgressNews),
+    /// What it says of its machine has changed.
+    Observed,
 }
 
 /// A row it holds.
@@ -43,6 +45,8 @@ pub(crate) struct SimRow {
 pub(crate) struct SimWorker {
     pub(crate) key: WorkerKey,
     pub(crate) world_size: u32,
+    /// Whether it talks to other ranks by RDMA.
+    pub(crate) is_over_rdma: bool,
     pub(crate) settings: WorkerSettings,
     pub(crate) ready_at_ms: u64,
     pub(crate) load_ms: u64,
@@ -129,8 +133,15 @@ pub(crate) struct Agent {
     pub(crate) cut_until_ms: u64,
     pub(crate) boot: u32,
     pub(crate) instance: u32,
+    /// Of all its cables, or of its network.
     pub(crate) link_up: bool,
+    /// Of all its cables, as far as its own end can tell.
+    pub(crate) rdma_up: bool,
+    /// Nothing can be started over RDMA until the machine is, though everything looks well.
+    pub(crate) is_wedged: bool,
     pub(crate) boot_facts: BootFacts,
+    /// Starts over RDMA in this boot.
+    pub(crate) rdma_starts: u32,
     pub(crate) spool: BTreeMap<u64, ResultHead>,
     pub(crate) next_seq: u64,
     pub(crate) highest_epoch: BTreeMap<JobId, u64>,

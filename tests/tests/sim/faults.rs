@@ -14,6 +14,10 @@ pub(crate) enum Strike {
     GpuSeries,
     Hang,
     LinkDown,
+    /// RDMA goes, and TCP stays.
+    RdmaDown,
+    /// A port takes no start over RDMA any more until its machine is restarted, and does not show it.
+    RdmaWedged,
     /// Ten times in a minute.
     LinkFlaps,
     CutOff,

@@ -56,6 +56,7 @@ pub(crate) struct Totals {
     rows: u64,
     starts: u64,
     gangs: u64,
+    rdma_gangs: u64,
     climbs: u64,
     /// Rows that failed though nothing was wrong with them.
     innocents: u64,
@@ -70,6 +71,7 @@ impl Totals {
         self.rows += other.rows;
         self.starts += other.starts;
         self.gangs += other.gangs;
+        self.rdma_gangs += other.rdma_gangs;
         self.climbs += other.climbs;
         self.innocents += other.innocents;
     }
@@ -94,6 +96,8 @@ pub(crate) struct Night {
     sessions: u64,
     /// Links of these nodes come back then.
     links_back: BTreeMap<NodeId, u64>,
+    /// The same of RDMA.
+    rdma_back: BTreeMap<NodeId, u64>,
     disk_full_until_ms: Option<u64>,
     next_strike_ms: u64,
     is_bombarded: bool,
@@ -136,6 +140,7 @@ impl Night {
                 budget_gb: *budget_gb,
                 is_up: true,
                 link_up: true,
+                rdma_up: true,
                 boot: 1,
                 instance: 1,
                 ..Agent::default()
@@ -154,10 +159,11 @@ impl Night {
             stopped_until_ms: 0,
             sessions: 0,
             links_back: BTreeMap::new(),
+            rdma_back: BTreeMap::new(),
             disk_full_until_ms: None,
             next_strike_ms: MINUTE_MS,
-            is_bombarded: seed % 5 == 4,
-            had_bombardment: seed % 5 == 4,
+            is_bombarded: plan.is_bombarded,
+            had_bombardment: plan.is_bombarded,
             coming: Vec::new(),
             poison: seed.is_multiple_of(3).then_some((JobId(1), RowIx(3))),
             known: Known::default(),
@@ -417,6 +423,8 @@ impl Night {
                 self.known.note_start(node, *worker, now_ms);
                 self.totals.starts += 1;
                 self.totals.gangs += u64::from(gang.is_some() && worker.rank == 0);
+                let is_over_rdma = gang.as_ref().is_some_and(|gang| gang.backend.is_rdma());
+                self.totals.rdma_gangs += u64::from(is_over_rdma && worker.rank == 0);
                 self.check_may_work(node, worker.job, "a start");
                 self.excite();
             }

@@ -26,6 +26,8 @@ pub(crate) enum Planted {
     LostCheckpoints,
     /// Incidents are not recorded.
     UnrecordedIncidents,
+    /// Starts over RDMA are not counted.
+    UncountedRdmaStarts,
     /// Windows are not looked at: work goes out as if they were open.
     IgnoredWindow,
 }
@@ -43,6 +45,7 @@ impl Planted {
         Self::WrongBudget,
         Self::LostCheckpoints,
         Self::UnrecordedIncidents,
+        Self::UncountedRdmaStarts,
         Self::IgnoredWindow,
     ];
 }

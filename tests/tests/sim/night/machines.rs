@@ -2,7 +2,9 @@
 
 use nightshift_daemon::{
     model::{Mode, NodeId, WorkerKey},
-    recovery::{Command, Event, ExitClass, ProgressNews, ResultHead, RowGrant, SessionId, StopMode},
+    recovery::{
+        Command, Event, ExitClass, NodeFacts, ProgressNews, ResultHead, RowGrant, SessionId, StopMode,
+    },
 };
 
 use super::Night;
@@ -36,10 +38,7 @@ impl Night {
             agent.say(self.now_ms, 20, Up::Exited(exit));
         }
         let workers = agent.report();
-        let boot = agent.boot_facts;
-        let mut facts =
-            worlds::facts(agent.number, agent.budget_gb, agent.boot, agent.instance, agent.link_up);
-        facts.boot = boot;
+        let mut facts = worlds::facts(agent, &self.plan);
         if self.planted == Planted::WrongBudget {
             facts.memory.configured_bytes = facts.memory.configured_bytes.map(|bytes| bytes * 2);
         }
@@ -103,10 +102,21 @@ impl Night {
                     self.note_told(&news);
                     Event::Progress { node, news }
                 }
+                Up::Observed => self.observed(id),
             };
             self.tell(event);
             self.notice_crash();
         }
+    }
+
+    /// What an agent says of its machine now.
+    pub(super) fn observed(&self, id: &NodeId) -> Event {
+        let NodeFacts { mut memory, interfaces, thunderbolt, boot, .. } =
+            worlds::facts(&self.agents[id], &self.plan);
+        if self.planted == Planted::WrongBudget {
+            memory.configured_bytes = memory.configured_bytes.map(|bytes| bytes * 2);
+        }
+        Event::Observed { node: id.clone(), memory, interfaces, thunderbolt, boot }
     }
 
     /// Checkpoints of a job with one model, that reach a controller whose disk has room: they are durable within a second.
@@ -186,11 +196,20 @@ impl Night {
                         gang.ranks[rank].layers.map_or(all, |span| (span.end - span.first) as u64)
                     }
                 };
+                let is_over_rdma = gang.as_ref().is_some_and(|gang| gang.backend.is_rdma());
+                if is_over_rdma {
+                    agent.boot_facts.rdma_starts += u32::from(self.planted != Planted::UncountedRdmaStarts);
+                    agent.rdma_starts += 1;
+                    let (starts, most) = (agent.rdma_starts, worlds::MOST_RDMA_STARTS);
+                    assert!(starts <= most, "{starts} starts over RDMA in one boot of {id}");
+                    agent.say(now_ms, 5, Up::Observed);
+                }
                 let budget = agent.budget_gb;
                 assert!(layers <= budget, "{layers} GB of layers on {id}, which has {budget}");
                 agent.worker = Some(SimWorker {
                     key: worker,
                     world_size: gang.map_or(1, |gang| gang.world_size),
+                    is_over_rdma,
                     settings,
                     ready_at_ms: now_ms + load_ms,
                     load_ms,
@@ -272,19 +291,44 @@ impl Night {
         }
     }
 
-    /// Whether the ranks of a launch are all there and reach one another.
-    fn is_together(&self, worker: &SimWorker) -> bool {
+    fn ranks(&self, worker: &SimWorker) -> Vec<&Agent> {
         let of_launch = |other: &&Agent| {
             other
                 .worker
                 .as_ref()
                 .is_some_and(|other| (other.key.job, other.key.epoch) == (worker.key.job, worker.key.epoch))
         };
-        let ranks: Vec<&Agent> = self.agents.values().filter(of_launch).collect();
+        self.agents.values().filter(of_launch).collect()
+    }
+
+    /// Whether the ranks of a launch are all there and reach one another.
+    fn is_together(&self, worker: &SimWorker) -> bool {
+        let ranks = self.ranks(worker);
         ranks.len() == worker.world_size as usize
-            && ranks
-                .iter()
-                .all(|agent| agent.link_up && agent.worker.as_ref().is_some_and(|other| !other.hangs))
+            && ranks.iter().all(|agent| {
+                let reaches = agent.link_up && (agent.rdma_up || !worker.is_over_rdma);
+                reaches && agent.worker.as_ref().is_some_and(|other| !other.hangs)
+            })
+    }
+
+    /// What becomes of a rank over RDMA that is alone: its cable is out, and it breaks; or another is gone, and it waits for that for
+    /// ever, and nobody can tell (FIELD-NOTES 2).
+    fn is_stuck_over_rdma(&mut self, id: &NodeId, is_ready: bool) -> bool {
+        let now_ms = self.now_ms;
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        if !is_ready {
+            return false;
+        }
+        if !agent.link_up {
+            agent.end_worker(now_ms, ExitClass::Crashed, "ended by SIGSEGV", 5);
+            self.excite();
+        } else if agent.worker.as_ref().is_some_and(|known| known.finishing) {
+            // Rank 0 has said that this is the end before it went.
+            agent.end_worker(now_ms, ExitClass::Orderly, "", 5);
+        } else if let Some(known) = &mut agent.worker {
+            known.hangs = true;
+        }
+        true
     }
 
     pub(super) fn work(&mut self, id: &NodeId) {
@@ -299,6 +343,10 @@ impl Night {
             return;
         }
         let together = worker.world_size == 1 || self.is_together(&worker);
+        if !together && worker.is_over_rdma && self.is_stuck_over_rdma(id, worker.is_ready) {
+            return;
+        }
+        let is_wedged = worker.is_over_rdma && self.ranks(&worker).iter().any(|rank| rank.is_wedged);
         let agent = self.agents.get_mut(id).expect("a node there is");
         let Some(known) = agent.worker.as_mut() else { return };
         if !together {
@@ -314,6 +362,12 @@ impl Night {
         }
         known.apart_since_ms = None;
         if known.hangs {
+            return;
+        }
+        if !known.is_ready && is_wedged {
+            let error = "[jaccl] Changing queue pair to RTR failed with errno 16";
+            agent.end_worker(now_ms, ExitClass::LinkFault, error, 5);
+            self.excite();
             return;
         }
         if !known.is_ready {

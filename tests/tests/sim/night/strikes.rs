@@ -9,8 +9,7 @@ use nightshift_daemon::{
 use super::Night;
 use crate::{
     faults::{BETWEEN_BURSTS_MS, BETWEEN_MS, Strike},
-    planted::Planted,
-    worlds::{self, HOUR_MS, MINUTE_MS},
+    worlds::{HOUR_MS, MINUTE_MS},
 };
 
 impl Night {
@@ -67,11 +66,22 @@ impl Night {
                     worker.hangs = true;
                 }
             }
+            // Of what becomes of cables, a part is of RDMA alone.
+            Strike::LinkDown if self.plan.is_cabled && self.rng.range(0, 2) == 0 => {
+                let strike = if self.rng.range(0, 4) == 0 { Strike::RdmaWedged } else { Strike::RdmaDown };
+                self.strike(strike, Some(id));
+            }
             Strike::LinkDown => {
                 let back = now_ms + self.rng.range(1_000, 20 * MINUTE_MS);
                 self.set_link(&id, false);
                 self.links_back.insert(id, back);
             }
+            Strike::RdmaDown => {
+                let back = now_ms + self.rng.range(1_000, 20 * MINUTE_MS);
+                self.set_rdma(&id, false);
+                self.rdma_back.insert(id, back);
+            }
+            Strike::RdmaWedged => self.agents.get_mut(&id).expect("a node there is").is_wedged = true,
             Strike::LinkFlaps => {
                 for number in 0..10 {
                     self.coming.push((now_ms + number * 6_000, Strike::LinkDown, Some(id.clone())));
@@ -140,6 +150,8 @@ impl Night {
         if reboot {
             agent.boot += 1;
             agent.boot_facts = BootFacts::default();
+            agent.rdma_starts = 0;
+            agent.is_wedged = false;
         }
         self.excited_until_ms = self.excited_until_ms.max(now_ms + 12_000);
     }
@@ -150,16 +162,24 @@ impl Night {
             return;
         }
         agent.link_up = up;
-        let facts = worlds::facts(agent.number, agent.budget_gb, agent.boot, agent.instance, up);
+        self.tell_of_links(id);
+    }
+
+    fn set_rdma(&mut self, id: &NodeId, up: bool) {
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        if agent.rdma_up != up {
+            agent.rdma_up = up;
+            self.tell_of_links(id);
+        }
+    }
+
+    fn tell_of_links(&mut self, id: &NodeId) {
+        let agent = &self.agents[id];
         let is_heard =
             agent.session.is_some() && agent.cut_until_ms <= self.now_ms && self.controller.is_some();
-        let boot = agent.boot_facts;
         if is_heard {
-            let mut memory = facts.memory;
-            if self.planted == Planted::WrongBudget {
-                memory.configured_bytes = memory.configured_bytes.map(|bytes| bytes * 2);
-            }
-            self.tell(Event::Observed { node: id.clone(), memory, interfaces: facts.interfaces, boot });
+            let observed = self.observed(id);
+            self.tell(observed);
         }
         self.excite();
     }
@@ -195,6 +215,11 @@ impl Night {
             self.links_back.remove(&node);
             self.set_link(&node, true);
         }
+        let due: Vec<NodeId> =
+            self.rdma_back.extract_if(.., |_, back| *back <= self.now_ms).map(|(node, _)| node).collect();
+        for node in due {
+            self.set_rdma(&node, true);
+        }
         // A memory that was looked at after a kill has come back.
         let looked: Vec<NodeId> = self
             .agents
@@ -211,15 +236,11 @@ impl Night {
             return;
         }
         for id in looked {
-            let agent = &self.agents[&id];
-            let facts =
-                worlds::facts(agent.number, agent.budget_gb, agent.boot, agent.instance, agent.link_up);
-            let boot = BootFacts { stranded_bytes: Some(0), ..agent.boot_facts };
-            let mut memory = facts.memory;
-            if self.planted == Planted::WrongBudget {
-                memory.configured_bytes = memory.configured_bytes.map(|bytes| bytes * 2);
+            let mut observed = self.observed(&id);
+            if let Event::Observed { boot, .. } = &mut observed {
+                boot.stranded_bytes = Some(0);
             }
-            self.tell(Event::Observed { node: id, memory, interfaces: facts.interfaces, boot });
+            self.tell(observed);
         }
     }
 
@@ -232,6 +253,8 @@ impl Night {
         for node in nodes {
             self.links_back.remove(&node);
             self.set_link(&node, true);
+            self.rdma_back.remove(&node);
+            self.set_rdma(&node, true);
             let agent = self.agents.get_mut(&node).expect("a node there is");
             if agent.cut_until_ms > self.now_ms {
                 agent.cut_until_ms = 0;
