@@ -158,6 +158,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             max_workers: settings.max_workers,
             model_roots: settings.model_roots.clone(),
             node_id: settings.node_id.clone(),
+            is_mac: cfg!(target_os = "macos") || settings.scripted_mac.is_some(),
             jaccl_starts,
             starts_used,
             memory_debt: memory_debt.clone(),

@@ -44,6 +44,7 @@ pub struct ClusterBuilder {
     controller_state: Option<PathBuf>,
     memory_budget_mib: Option<u64>,
     injects_faults: bool,
+    macs_dir: Option<PathBuf>,
     log: Expected,
 }
 
@@ -81,6 +82,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn inject_faults(mut self) -> Self {
         self.injects_faults = true;
+        self
+    }
+
+    /// Agents of scripted Macs ([`crate::mac`]): of each the directory in this one that is called after it.
+    #[must_use]
+    pub fn scripted_macs(mut self, dir: &Path) -> Self {
+        self.macs_dir = Some(dir.to_owned());
         self
     }
 
@@ -126,6 +134,7 @@ impl ClusterBuilder {
             zone: "UTC0".to_owned(),
             memory_budget_mib: self.memory_budget_mib,
             injects_faults: self.injects_faults,
+            macs_dir: self.macs_dir,
             controller_dir,
             address,
             control,
@@ -156,6 +165,7 @@ pub struct Cluster {
     zone: String,
     memory_budget_mib: Option<u64>,
     injects_faults: bool,
+    macs_dir: Option<PathBuf>,
     controller_dir: PathBuf,
     address: String,
     control: Control,
@@ -182,6 +192,7 @@ impl Cluster {
             controller_state: None,
             memory_budget_mib: None,
             injects_faults: false,
+            macs_dir: None,
             log: Expected::default(),
         }
     }
@@ -367,6 +378,9 @@ impl Cluster {
         if self.injects_faults {
             let agent_dir = self.dir.sub(&format!("agents/{node}"));
             command.arg("--config").arg(faults::write_configuration(self.path(), node, &agent_dir));
+        }
+        if let Some(macs) = &self.macs_dir {
+            command.arg("--scripted-mac").arg(macs.join(node));
         }
         if let Some(mib) = self.memory_budget_mib {
             command.args(["--memory-budget-mib", &mib.to_string()]);

@@ -57,6 +57,8 @@ pub struct Mac {
     pub gpu_restarts: u64,
     /// Minutes until it sleeps.
     pub sleep_min: u32,
+    /// `address/prefix` of its network for everything.
+    pub network: Option<String>,
     /// By receptacle, from 1 on.
     pub ports: Vec<Port>,
 }
@@ -82,6 +84,7 @@ impl Mac {
             devinfo_hangs: false,
             gpu_restarts: 0,
             sleep_min: 0,
+            network: None,
             // Not in the order of the receptacles, as on real ones.
             ports: vec![port(1, "en3"), port(2, "en1")],
         }
@@ -259,10 +262,15 @@ impl Mac {
 
     fn interfaces(&self) -> String {
         let mut text = String::new();
-        for port in &self.ports {
-            let status = if port.plugged.is_some() { "active" } else { "inactive" };
-            let _ = writeln!(text, "{}: flags=8863<UP,BROADCAST,RUNNING> mtu 1500", port.interface);
-            if let Some(address) = port.address.as_deref().filter(|_| !port.bridged) {
+        let network = self.network.iter().map(|address| ("en0", true, Some(address.as_str())));
+        let ports = self.ports.iter().map(|port| {
+            let address = port.address.as_deref().filter(|_| !port.bridged);
+            (port.interface.as_str(), port.plugged.is_some(), address)
+        });
+        for (interface, is_active, address) in network.chain(ports) {
+            let status = if is_active { "active" } else { "inactive" };
+            let _ = writeln!(text, "{interface}: flags=8863<UP,BROADCAST,RUNNING> mtu 1500");
+            if let Some(address) = address {
                 let (address, bits) = address.split_once('/').expect("an address has a prefix");
                 let bits: u32 = bits.parse().expect("a prefix is a number");
                 let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);

@@ -33,8 +33,8 @@ use crate::{process::send, procfs};
 /// clock ticks, the number of the network in it, and the place.
 const PREFIX: &str = "nightshift-test-";
 
-/// The interface inside a node's namespace.
-const INTERFACE: &str = "link0";
+/// The interface inside each node's namespace.
+pub const INTERFACE: &str = "link0";
 
 /// The bridge, in the namespace named after it.
 const SWITCH: &str = "switch";

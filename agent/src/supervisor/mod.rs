@@ -55,6 +55,8 @@ pub struct Options {
     pub model_roots: Vec<PathBuf>,
     /// See [`crate::config::Settings`]; ranks of gangs are ordered by it.
     pub node_id: String,
+    /// Whether the machine is a Mac, and can have RDMA.
+    pub is_mac: bool,
     /// JACCL starts of this boot.
     pub jaccl_starts: Starts,
     /// How many of them, for the controller.

@@ -212,7 +212,7 @@ impl Supervisor {
             model_roots: &self.options.model_roots,
             node: gang::Node {
                 node_id: &self.options.node_id,
-                macos: cfg!(target_os = "macos"),
+                macos: self.options.is_mac,
                 starts: self.options.jaccl_starts.budget(),
             },
         };

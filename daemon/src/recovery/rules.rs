@@ -378,12 +378,12 @@ pub fn explains_a_lost_rank(class: ExitClass) -> bool {
 }
 
 /// Whether this end of a rank over RDMA is a reason to go on without RDMA. A port that is wedged shows itself in many ways: ranks that
-/// do not meet, that hang, that break with no word of why, or that compute something else (FIELD-NOTES 2). Over TCP the same nodes go
-/// on, so that a wrong guess costs speed and no more.
+/// do not meet, that hang, that break with no word of why, or that compute something else (FIELD-NOTES 2); an agent refuses a start
+/// that its boot has none left for. Over TCP the same nodes go on, so that a wrong guess costs speed and no more.
 #[must_use]
 pub fn speaks_against_rdma(class: ExitClass, was_hung: bool) -> bool {
-    use ExitClass::{Apart, CanaryFailed, Crashed, LinkFault};
-    was_hung || matches!(class, Apart | CanaryFailed | Crashed | LinkFault)
+    use ExitClass::{Apart, CanaryFailed, Crashed, LinkFault, SpawnFailed};
+    was_hung || matches!(class, Apart | CanaryFailed | Crashed | LinkFault | SpawnFailed)
 }
 
 /// Whether an end that nobody asked for is worth an incident.

@@ -17,6 +17,7 @@ mod architectures;
 mod away;
 mod bad_input;
 mod bad_models;
+mod cables;
 mod cli;
 mod crashes;
 mod disk_full;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             gangs::cases(),
             links::cases(),
             ladder::cases(),
+            cables::cases(),
             matrix::cases(),
             soak::cases(),
             sampling::cases(),

@@ -1,8 +1,10 @@
 //! The rules on a job.
 
+use std::collections::BTreeSet;
+
 use super::{Ruling, names, plural};
 use crate::{
-    model::{FallbackPolicy, JobState, NodeId, Pace, Reason, said_once},
+    model::{FallbackPolicy, JobState, Mode, NodeId, Pace, Reason, said_once},
     recovery::{
         Now,
         event::WorkerPhase,
@@ -11,7 +13,7 @@ use crate::{
         machine::Machine,
         models::ModelWord,
         rules,
-        state::{Job, Worker},
+        state::{Job, Node, Worker},
     },
 };
 
@@ -32,6 +34,7 @@ impl Machine {
         rulings.push(self.turn(job));
         rulings.extend(self.models_of(job));
         rulings.extend(plan(job));
+        rulings.extend(self.links_unused(now, job));
         rulings.extend(self.place_on_ladder(now, job));
         rulings.push(self.fallback(now, job));
         rulings.extend(barred(now, job));
@@ -56,6 +59,27 @@ impl Machine {
                 format!("results cannot be stored, so no rows are handed out: {problem}"),
             ),
         }
+    }
+
+    /// Of a job that is sharded, or was asked to be: the links it does without and does not say so in its plan, which is as old as
+    /// its workers.
+    fn links_unused(&self, now: Now, job: &Job) -> Vec<Ruling> {
+        let is_asked_for = job.record.spec.mode.is_some_and(|mode| mode != Mode::Independent);
+        let is_sharded = job.rung().is_some_and(|rung| rung.backend.is_some());
+        if job.record.state != JobState::Active || !(is_asked_for || is_sharded) {
+            return Vec::new();
+        }
+        let model = &job.record.spec.model;
+        let has_it = |node: &&Node| {
+            node.session.is_some() && self.models.word_on(model, &node.id).fingerprint().is_some()
+        };
+        let nodes: BTreeSet<NodeId> =
+            self.nodes.values().filter(has_it).map(|node| node.id.clone()).collect();
+        let planned = job.plan.as_ref().map_or(&[][..], |plan| &plan.reasons);
+        let unused = [self.unsettled_reasons(now), self.cable_reasons(&nodes)].concat();
+        let is_news = |reason: &Reason| planned.iter().all(|other| other.rule != reason.rule);
+        let news = unused.into_iter().filter(is_news);
+        news.map(|reason| Ruling::keeps(reason.rule, reason.text)).collect()
     }
 
     fn turn(&self, job: &Job) -> Ruling {
@@ -90,7 +114,7 @@ impl Machine {
                 self.nodes.values().filter(|node| node.session.is_some()).map(|node| &node.id).collect();
             let said: Vec<(&NodeId, ModelWord<'_>)> =
                 connected.iter().map(|node| (*node, self.models.word_on(model, node))).collect();
-            let kinds: std::collections::BTreeSet<&str> =
+            let kinds: BTreeSet<&str> =
                 said.iter().filter_map(|(_, word)| word.fingerprint()).collect();
             let spoken: Vec<String> = said.iter().map(|(_, word)| word.words(kinds.len())).collect();
             let words = said_once(said.iter().zip(&spoken).map(|((node, _), words)| (*node, words.as_str())));

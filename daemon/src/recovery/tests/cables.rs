@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::{
     gangs::Sessions,
     kit::*,
-    ladder::{obey, start_all},
+    ladder::{asked, obey, start_all},
 };
 use crate::{
-    model::{Backend, Fault, LinkKind, Port, PortPeer, WorkerKey},
+    model::{Backend, Fault, JobId, LinkKind, Mode, Port, PortPeer, WorkerKey},
     planner::Interface,
     recovery::*,
 };
@@ -290,7 +290,8 @@ fn a_cable_that_comes_disturbs_no_gang_over_a_network_and_is_climbed_to() {
 /// Whatever a wedged port does to a gang, the next one goes by TCP over the same cable; after a while RDMA is tried once more.
 #[test]
 fn rdma_over_which_a_gang_was_lost_is_left_alone() {
-    for class in [ExitClass::LinkFault, ExitClass::Apart, ExitClass::Crashed, ExitClass::CanaryFailed] {
+    use ExitClass::{Apart, CanaryFailed, Crashed, LinkFault, SpawnFailed};
+    for class in [LinkFault, Apart, Crashed, CanaryFailed, SpawnFailed] {
         let (mut kit, sessions) = macs(&[60, 60]);
         let (_, ranks) = at_work(&mut kit, &sessions);
         let effects = kit.exit("a", ranks[0].1, class);
@@ -335,6 +336,28 @@ fn rdma_is_tried_again_when_it_has_been_left_alone_and_less_often_each_time() {
         ranks = started;
     }
     assert!(waited_ms[0] > settle_ms && waited_ms.is_sorted(), "{waited_ms:?}");
+}
+
+/// The plan of workers that are at work is as old as they are.
+#[test]
+fn what_a_job_below_its_rung_waits_for_is_explained() {
+    let (mut kit, sessions) = macs(&[100, 100]);
+    let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
+    effects.extend(kit.wait(2_100, &sessions));
+    assert_eq!(start_all(&mut kit, &effects).len(), 2);
+    let effects = set_cable(&mut kit, "a", "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(start_all(&mut kit, &effects).len(), 2, "each alone");
+    let _ = set_cable(&mut kit, "a", "b", true);
+    let _ = change(&mut kit, "b", |facts| facts.interfaces[1].addresses.clear());
+    let _ = kit.wait(1_000, &sessions);
+    let rulings = kit.machine.explain_job(kit.now, JobId(1)).unwrap();
+    let told: Vec<&str> = rulings
+        .iter()
+        .filter(|ruling| ruling.rule == "cable" && !ruling.holds)
+        .map(|ruling| ruling.sentence.as_str())
+        .collect();
+    assert_eq!(told, ["not over the cable of a and b: en4 of b has no IPv4 address of its own yet"]);
 }
 
 /// What has nothing to do with RDMA is not held against it.
