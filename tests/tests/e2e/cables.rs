@@ -141,7 +141,7 @@ async fn ladder() {
     });
     wait::eventually("the ladder to say what it waits for", wait::SOON, async || {
         let told = macs.cluster.ctl(&["explain", "j1"]).await.stdout;
-        let waits = "not over the cable of n1 and n2: link0 of n2 has no IPv4 address of its own yet";
+        let waits = "over the cable of n1 and n2: link0 of n2 has no IPv4 address of its own yet";
         if told.contains(waits) { Ok(()) } else { Err(told) }
     })
     .await;
