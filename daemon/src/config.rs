@@ -119,6 +119,8 @@ pub struct Gangs {
     pub networks: Vec<String>,
     /// Whether ranks may use RDMA where a cable is ready for it.
     pub rdma: bool,
+    /// Whether the Macs of a gang must have the same build of macOS.
+    pub same_os_build: bool,
     /// How long the ranks of a gang may take to find one another.
     pub rendezvous_ms: u64,
     /// How long nodes and links must stay as they are before a gang is planned over them.
@@ -139,6 +141,7 @@ impl Default for Gangs {
         Self {
             networks: Vec::new(),
             rdma: policy.gang_rdma,
+            same_os_build: policy.gang_same_os,
             rendezvous_ms: policy.gang_rendezvous_ms,
             settle_ms: policy.gang_settle_ms,
             link_settle_ms: policy.link_settle_ms,
@@ -394,6 +397,7 @@ impl Config {
             forget_node_ms: self.recovery.forget_node_days.saturating_mul(DAY_MS),
             gang_networks: self.gangs.networks(),
             gang_rdma: self.gangs.rdma,
+            gang_same_os: self.gangs.same_os_build,
             gang_rendezvous_ms: self.gangs.rendezvous_ms,
             gang_settle_ms: self.gangs.settle_ms,
             gang_first_port: self.gangs.first_port,

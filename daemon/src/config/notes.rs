@@ -26,6 +26,9 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
              between nodes; no others are used."
         }
         "gangs.rdma" => "Whether ranks may use RDMA where a cable is ready for it.",
+        "gangs.same_os_build" => {
+            "Whether the Macs of a gang must have the same build of macOS. The same MLX and mlx-lm they must have in any case."
+        }
         "gangs.rdma_settle_ms" => {
             "How long RDMA between two nodes is left alone when a gang over it was lost; doubled for each one of late."
         }

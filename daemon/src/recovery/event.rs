@@ -45,6 +45,29 @@ pub struct NodeFacts {
     pub boot: BootFacts,
     /// Runtime and hardware: nodes of which these are equal compute alike. Empty when unknown.
     pub platform: String,
+    /// What the ranks of a gang must have in common.
+    pub versions: Versions,
+}
+
+/// Of what runs on a node. Empty when unknown.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Versions {
+    /// MLX and mlx-lm.
+    pub runtime: String,
+    /// The build of macOS; that of another system is nothing to gangs.
+    pub os: String,
+}
+
+impl Versions {
+    /// What keeps two nodes out of one gang; what is not known keeps nobody.
+    #[must_use]
+    pub fn difference(&self, other: &Self, same_os: bool) -> Option<String> {
+        let differ = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+        if differ(&self.runtime, &other.runtime) {
+            return Some(format!("{} and {}", self.runtime, other.runtime));
+        }
+        (same_os && differ(&self.os, &other.os)).then(|| format!("{} and {}", self.os, other.os))
+    }
 }
 
 /// What a boot of a node has been through.

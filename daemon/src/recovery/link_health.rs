@@ -185,14 +185,15 @@ impl Machine {
             self.nodes.get(node).is_none_or(|node| !node.facts.boot.rdma_is_used_up())
         };
         let relied = |link: &&Link| {
-            !self.link_health.unsettled.contains(&link.name())
+            self.difference(&link.a.node, &link.b.node).is_none()
+                && !self.link_health.unsettled.contains(&link.name())
                 && (link.kind != LinkKind::Rdma || (has_starts(&link.a.node) && has_starts(&link.b.node)))
         };
         self.links.iter().filter(relied).cloned().collect()
     }
 
     /// Why a plan does without some of the links that are there.
-    pub(super) fn unsettled_reasons(&self, now: Now) -> Vec<Reason> {
+    fn unsettled_reasons(&self, now: Now) -> Vec<Reason> {
         let text = |name: &LinkName| {
             let left = span(self.settles_in_ms(now, name).next_multiple_of(1_000));
             if self.is_left_alone(name) {
@@ -282,8 +283,32 @@ impl Machine {
         if told.is_empty() { "it has other addresses or devices now".to_owned() } else { told }
     }
 
+    /// Why a plan for these nodes does without some of the ways between them.
+    pub(super) fn unused_links(&self, now: Now, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
+        [self.version_reasons(nodes), self.unsettled_reasons(now), self.cable_reasons(nodes)].concat()
+    }
+
+    /// What keeps two nodes out of one gang, of what runs on them.
+    fn difference(&self, one: &NodeId, other: &NodeId) -> Option<String> {
+        let (one, other) = (self.nodes.get(one)?, self.nodes.get(other)?);
+        one.facts.versions.difference(&other.facts.versions, self.policy.gang_same_os)
+    }
+
+    /// Why a plan makes no gang of some of these nodes, though there is a way between them.
+    fn version_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
+        let between = |link: &&Link| nodes.contains(&link.a.node) && nodes.contains(&link.b.node);
+        let mut pairs: Vec<(&NodeId, &NodeId)> =
+            self.links.iter().filter(between).map(|link| (&link.a.node, &link.b.node)).collect();
+        pairs.dedup();
+        let told = pairs.into_iter().filter_map(|(a, b)| {
+            let what = self.difference(a, b)?;
+            Some(Reason::new("versions", format!("no gang of {a} and {b}: they have {what}, and ranks need the same")))
+        });
+        told.collect()
+    }
+
     /// Why a plan for these nodes does without RDMA, or without a cable at all, where there is one.
-    pub(super) fn cable_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
+    fn cable_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
         let between = |cable: &&Cable| nodes.contains(&cable.a.node) && nodes.contains(&cable.b.node);
         let told = self.cables.iter().filter(between).filter_map(|cable| {
             let Cable { a: CableEnd { node: a, .. }, b: CableEnd { node: b, .. }, class, .. } = cable;

@@ -59,8 +59,8 @@ mod workers;
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
     BootFacts, CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, NodeFacts,
-    Now, ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
-    WorkerSettings,
+    Now, ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, Versions, WorkerExit,
+    WorkerPhase, WorkerSettings,
 };
 pub use explain::Ruling;
 pub use machine::Machine;

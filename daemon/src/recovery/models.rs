@@ -425,7 +425,7 @@ impl Machine {
         let links = self.settled_links();
         let candidates: BTreeSet<NodeId> =
             basis.candidates.iter().map(|candidate| candidate.node.clone()).collect();
-        let unused = [self.unsettled_reasons(now), self.cable_reasons(&candidates)].concat();
+        let unused = self.unused_links(now, &candidates);
         let Some(known) = self.jobs.get_mut(&id).map(|job| job.known_mut(sought)) else {
             return Arc::default();
         };

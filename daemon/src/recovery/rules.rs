@@ -82,6 +82,8 @@ pub struct Policy {
     pub gang_networks: Vec<Network>,
     /// Whether ranks may talk by RDMA.
     pub gang_rdma: bool,
+    /// Whether the Macs of a gang must have the same build of macOS.
+    pub gang_same_os: bool,
     /// How long the ranks of a gang may take to find one another. MLX's own tries end after about 31 s (FIELD-NOTES 1).
     pub gang_rendezvous_ms: u64,
     /// How long the nodes and links must stay as they are before a gang is planned over them.
@@ -125,6 +127,7 @@ impl Default for Policy {
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
             gang_rdma: true,
+            gang_same_os: true,
             gang_rendezvous_ms: 60_000,
             gang_settle_ms: 2_000,
             gang_first_port: 47_000,

@@ -53,6 +53,8 @@ impl Machine {
         }
         self.tell_of_return(now, &id, &before, &facts);
         self.on_boot_facts(now, &id, boot);
+        // Who may be in one gang has changed.
+        self.links_version += u64::from(before.versions != facts.versions);
         self.refresh_links(now);
         let (held, vanished) = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {

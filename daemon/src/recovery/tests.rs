@@ -15,6 +15,7 @@ mod random_nights;
 mod silence;
 mod sim;
 mod stories;
+mod versions;
 mod windows;
 mod work;
 mod workers;

@@ -14,7 +14,7 @@ use crate::{
     planner::Interface,
     recovery::{
         BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts,
-        ProgressNews, ReportedWorker, ResultHead, StopMode, WorkerExit, WorkerPhase, WorkerSettings,
+        ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase, WorkerSettings,
     },
 };
 
@@ -148,6 +148,18 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
         thunderbolt: super::cables::thunderbolt(hello.observation.as_ref()),
         boot: boot(hello.observation.as_ref()),
         platform: platform(hello),
+        versions: versions(hello),
+    }
+}
+
+fn versions(hello: &v1::Hello) -> Versions {
+    let runtime = hello.runtime.as_ref().filter(|runtime| runtime.ready);
+    let of_mac = hello.observation.as_ref().filter(|seen| seen.os_name == "macos" && !seen.os_build.is_empty());
+    Versions {
+        runtime: runtime.map_or_else(String::new, |runtime| {
+            clip(&format!("MLX {}, mlx-lm {}", runtime.mlx_version, runtime.mlx_lm_version))
+        }),
+        os: of_mac.map_or_else(String::new, |seen| clip(&format!("macOS {}", seen.os_build))),
     }
 }
 

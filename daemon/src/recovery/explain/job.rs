@@ -76,7 +76,7 @@ impl Machine {
         let nodes: BTreeSet<NodeId> =
             self.nodes.values().filter(has_it).map(|node| node.id.clone()).collect();
         let planned = job.plan.as_ref().map_or(&[][..], |plan| &plan.reasons);
-        let unused = [self.unsettled_reasons(now), self.cable_reasons(&nodes)].concat();
+        let unused = self.unused_links(now, &nodes);
         let is_news = |reason: &Reason| planned.iter().all(|other| other.rule != reason.rule);
         let news = unused.into_iter().filter(is_news);
         news.map(|reason| Ruling::keeps(reason.rule, reason.text)).collect()
@@ -344,6 +344,7 @@ fn keeps(rule: &str) -> bool {
             | "refused"
             | "settling"
             | "too-small"
+            | "versions"
     )
 }
 

@@ -191,8 +191,11 @@ impl Kit {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let machine = self.machines.get(node).cloned().unwrap_or_default();
-        let NodeFacts { memory, interfaces, thunderbolt, platform, .. } = machine;
-        let facts = NodeFacts { memory, interfaces, thunderbolt, platform, ..facts(instance) };
+        let boot_id = Some(machine.boot_id.clone()).filter(|id| !id.is_empty());
+        let boot_id = boot_id.unwrap_or(facts(instance).boot_id);
+        let NodeFacts { memory, interfaces, thunderbolt, platform, versions, .. } = machine;
+        let facts =
+            NodeFacts { boot_id, memory, interfaces, thunderbolt, platform, versions, ..facts(instance) };
         let node = NodeId::from(node);
         let effects = self.tell(Event::Hello { node, session, facts, workers });
         (session, effects)
