@@ -36,8 +36,8 @@ pub(super) struct GangRecord {
     pub(super) costs: Costs,
     /// A rank that lost another one: what it says counts only if no other says what really happened.
     pub(super) aftermath: Option<(NodeId, WorkerExit)>,
-    /// The end of a rank that can be a row's doing, and where it was.
-    pub(super) accusing: Option<(NodeId, WorkerExit)>,
+    /// The end of a rank that can be a row's doing, where it was, and whether it had hung.
+    pub(super) accusing: Option<(NodeId, WorkerExit, bool)>,
     /// The rows in work when rank 0 ended.
     pub(super) in_work: Option<Vec<RowIx>>,
 }

@@ -6,7 +6,7 @@
 //! known, after ⌈log2(batch)⌉ + 2 crashes at most. A row that was alone at a crash, and in work at three, fails with its
 //! evidence, and whoever was suspected with it goes free.
 //!
-//! A row that a machine's own troubles hit again and again is no culprit. GPU faults, memory that runs out, and errors
+//! A row that a machine's own troubles hit again and again is no culprit. GPU faults, memory that runs out, hangs, and errors
 //! that differ may be such troubles, so they condemn a row only when it is stuck: when it was alone at two of one kind on
 //! each of two nodes, or at six wherever there is, and got no token further meanwhile. A row that gets further each time ends
 //! by itself.
@@ -199,11 +199,12 @@ impl Seen {
 }
 
 impl Cause {
-    fn of(exit: &WorkerExit) -> Self {
+    fn of(exit: &WorkerExit, was_hung: bool) -> Self {
         let words: String = exit.cause().chars().filter(|char| !char.is_ascii_digit()).collect();
-        let mut words = format!("{:?} {words}", exit.class);
+        // How one that hung was ended says nothing of why it hung.
+        let mut words = if was_hung { "hung".to_owned() } else { format!("{:?} {words}", exit.class) };
         let kind = crc32fast::hash(words.as_bytes());
-        if matches!(exit.class, ExitClass::GpuFault | ExitClass::OutOfMemory) {
+        if was_hung || matches!(exit.class, ExitClass::GpuFault | ExitClass::OutOfMemory) {
             words.push_str(&exit.worker.epoch.to_string());
         }
         Self { kind, sure: crc32fast::hash(words.as_bytes()) }
@@ -248,14 +249,14 @@ impl Machine {
             gang.in_work = Some(exit.started_rows.clone());
         }
         if is_cause && gang.accusing.is_none() && accuses(exit.class, was_hung) {
-            gang.accusing = Some((node.clone(), exit.clone()));
+            gang.accusing = Some((node.clone(), exit.clone(), was_hung));
         }
         if gang.accusing.is_none() || gang.in_work.is_none() {
             return Finding::Nothing;
         }
         let (accusing, in_work) = (gang.accusing.take(), gang.in_work.take());
-        let Some(((node, exit), in_work)) = accusing.zip(in_work) else { return Finding::Nothing };
-        self.note_crash(now, &node, &exit, &in_work)
+        let Some(((node, exit, was_hung), in_work)) = accusing.zip(in_work) else { return Finding::Nothing };
+        self.note_crash(now, &node, &exit, was_hung, &in_work)
     }
 
     /// Rows of a worker that is gone are suspected, or one of them is found out.
@@ -269,10 +270,17 @@ impl Machine {
         if !accuses(exit.class, was_hung) {
             return Finding::Nothing;
         }
-        self.note_crash(now, node, exit, &exit.started_rows)
+        self.note_crash(now, node, exit, was_hung, &exit.started_rows)
     }
 
-    fn note_crash(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, in_work: &[RowIx]) -> Finding {
+    fn note_crash(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        exit: &WorkerExit,
+        was_hung: bool,
+        in_work: &[RowIx],
+    ) -> Finding {
         let job_id = exit.worker.job;
         let Some(job) = self.jobs.get_mut(&job_id) else { return Finding::Nothing };
         // One that was finished meanwhile, or went to somebody else, has nothing to do with it.
@@ -281,7 +289,7 @@ impl Machine {
         };
         let in_work: Vec<RowIx> = in_work.iter().filter(is_open).copied().collect();
         let tokens = |row| job.checkpoints.get(&row).map_or(0, |checkpoint| checkpoint.tokens.len() as u64);
-        let finding = job.crashes.note(&in_work, node, Cause::of(exit), tokens);
+        let finding = job.crashes.note(&in_work, node, Cause::of(exit, was_hung), tokens);
         job.record.crashes = job.crashes.to_record();
         match finding {
             Finding::Culprit(row) => self.condemn(now, node, row, exit),
@@ -506,16 +514,22 @@ mod tests {
             killed_while_loaded: false,
             quiet_ms: None,
         };
-        let one = Cause::of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
-        assert_eq!(one, Cause::of(&exit(ExitClass::Crashed, "at 0x9 row 77")));
-        assert_ne!(one.kind, Cause::of(&exit(ExitClass::Crashed, "elsewhere")).kind);
-        assert_ne!(one.sure, Cause::of(&exit(ExitClass::Crashed, "elsewhere")).sure);
+        let of = |exit: &WorkerExit| Cause::of(exit, false);
+        let one = of(&exit(ExitClass::Crashed, "at 0x12 row 3"));
+        assert_eq!(one, of(&exit(ExitClass::Crashed, "at 0x9 row 77")));
+        assert_ne!(one.kind, of(&exit(ExitClass::Crashed, "elsewhere")).kind);
+        assert_ne!(one.sure, of(&exit(ExitClass::Crashed, "elsewhere")).sure);
         let gpu = exit(ExitClass::GpuFault, "at 0x12 row 3");
-        assert_ne!(one.kind, Cause::of(&gpu).kind);
+        assert_ne!(one.kind, of(&gpu).kind);
         let mut next = gpu.clone();
         next.worker.epoch = crate::model::Epoch(2);
-        assert_eq!(Cause::of(&gpu).kind, Cause::of(&next).kind);
-        assert_ne!(Cause::of(&gpu).sure, Cause::of(&next).sure, "two GPU faults leave a doubt");
+        assert_eq!(of(&gpu).kind, of(&next).kind);
+        assert_ne!(of(&gpu).sure, of(&next).sure, "two GPU faults leave a doubt");
+        // However the ones that hung were ended.
+        let (first, second) = (exit(ExitClass::Killed, "it did not stop"), exit(ExitClass::Crashed, "told to"));
+        let second = WorkerExit { worker: next.worker, ..second };
+        assert_eq!(Cause::of(&first, true).kind, Cause::of(&second, true).kind);
+        assert_ne!(Cause::of(&first, true).sure, Cause::of(&second, true).sure, "and so do two hangs");
     }
 
     #[test]
