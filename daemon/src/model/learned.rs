@@ -55,10 +55,18 @@ pub struct Pace {
     pub decode_step_us: u64,
     /// From how many observations.
     pub decode_seen: u32,
-    /// A token of a prompt.
-    pub prefill_token_ns: u64,
+    /// A step that reads prompts, by how many tokens it reads: from a power of two up to the next. 0 where none was seen.
+    #[serde(default)]
+    pub prefill_ms: [u32; PREFILL_SIZES],
     /// From how many observations.
     pub prefill_seen: u32,
+}
+
+/// Powers of two that a step's tokens are told apart by: all from 32,768 on are one.
+pub const PREFILL_SIZES: usize = 16;
+
+fn prefill_size(tokens: u64) -> usize {
+    (tokens.max(1).ilog2() as usize).min(PREFILL_SIZES - 1)
 }
 
 /// One observation of a pace.
@@ -74,10 +82,12 @@ pub enum Lap {
         /// So long.
         us: u64,
     },
-    /// A token of a prompt.
+    /// A step that read prompts.
     Prefill {
+        /// So many tokens of them.
+        tokens: u64,
         /// So long.
-        ns: u64,
+        ms: u64,
     },
 }
 
@@ -86,27 +96,51 @@ const FORGOTTEN_PERCENT: u64 = 2;
 
 impl Pace {
     fn new(way: Way) -> Self {
-        Self { way, load_ms: 0, decode_step_us: 0, decode_seen: 0, prefill_token_ns: 0, prefill_seen: 0 }
+        Self {
+            way,
+            load_ms: 0,
+            decode_step_us: 0,
+            decode_seen: 0,
+            prefill_ms: [0; PREFILL_SIZES],
+            prefill_seen: 0,
+        }
     }
 
     fn take(&mut self, lap: Lap) {
-        let (known, found) = match lap {
-            Lap::Load { ms } => (&mut self.load_ms, ms),
+        match lap {
+            Lap::Load { ms } => self.load_ms = slower_at_once(self.load_ms, ms),
             Lap::Decode { us } => {
                 self.decode_seen = self.decode_seen.saturating_add(1);
-                (&mut self.decode_step_us, us)
+                self.decode_step_us = slower_at_once(self.decode_step_us, us);
             }
-            Lap::Prefill { ns } => {
+            Lap::Prefill { tokens, ms } => {
                 self.prefill_seen = self.prefill_seen.saturating_add(1);
-                (&mut self.prefill_token_ns, ns)
+                let known = &mut self.prefill_ms[prefill_size(tokens)];
+                // What took no measurable time was seen all the same.
+                let found = slower_at_once(u64::from(*known), ms.max(1));
+                *known = u32::try_from(found).unwrap_or(u32::MAX);
             }
-        };
-        *known = if found >= *known {
-            found
-        } else {
-            (*known).saturating_sub((*known - found).saturating_mul(FORGOTTEN_PERCENT) / 100)
-        };
+        }
     }
+
+    /// How long a step takes that reads so many tokens; `None` where nothing is known of it. A step takes no less than one that
+    /// reads fewer. Of more tokens than were ever read at once, each takes as long as those of the largest step that was seen,
+    /// which is too long: a step takes its time however few it reads.
+    #[must_use]
+    pub fn prefill_step_ms(&self, tokens: u64) -> Option<u64> {
+        let largest = self.prefill_ms.iter().rposition(|ms| *ms > 0)?;
+        let size = prefill_size(tokens);
+        let slowest = self.prefill_ms[..=size.min(largest)].iter().copied().max().map(u64::from)?;
+        let slowest = if slowest == 0 { u64::from(self.prefill_ms[largest]) } else { slowest };
+        Some(if size > largest { slowest.saturating_mul(tokens) >> largest } else { slowest })
+    }
+}
+
+fn slower_at_once(known: u64, found: u64) -> u64 {
+    if found >= known {
+        return found;
+    }
+    known.saturating_sub((known - found).saturating_mul(FORGOTTEN_PERCENT) / 100)
 }
 
 /// The greedy answer of one node alone to the canary prompt.
@@ -168,7 +202,7 @@ impl LearnedModel {
         let seen = |pace: &Pace| (pace.decode_seen / 16).min(2) + (pace.prefill_seen / 4).min(2);
         differs(before.load_ms, pace.load_ms)
             || differs(before.decode_step_us, pace.decode_step_us)
-            || differs(before.prefill_token_ns, pace.prefill_token_ns)
+            || before.prefill_ms.iter().zip(pace.prefill_ms).any(|(was, is)| differs((*was).into(), is.into()))
             || seen(&before) != seen(pace)
     }
 
@@ -233,13 +267,52 @@ mod tests {
         let after = model.pace(way).unwrap().decode_step_us;
         assert!((3_000..5_000).contains(&after), "{after}");
         model.pass(way, Lap::Load { ms: 5 });
-        model.pass(way, Lap::Prefill { ns: 7 });
+        model.pass(way, Lap::Prefill { tokens: 100, ms: 7 });
         let pace = model.pace(way).unwrap();
-        assert_eq!((pace.load_ms, pace.prefill_token_ns, pace.prefill_seen), (5, 7, 1));
+        assert_eq!((pace.load_ms, pace.prefill_step_ms(100), pace.prefill_seen), (5, Some(7), 1));
         for ranks in 2..100 {
             model.pass(Way { ranks, ..way }, Lap::Load { ms: 1 });
         }
         assert_eq!(model.paces.len(), MOST_MEASUREMENTS);
+    }
+
+    /// Short prompts say nothing of how long each token of a long one takes.
+    #[test]
+    fn steps_that_read_prompts_are_known_by_their_size() {
+        let way = Way { mode: Mode::Independent, backend: None, ranks: 1 };
+        let mut pace = Pace::new(way);
+        assert_eq!(pace.prefill_step_ms(100), None);
+        let mut read = |tokens, ms| {
+            pace.take(Lap::Prefill { tokens, ms });
+            pace
+        };
+        let known = read(5, 200);
+        assert_eq!(known.prefill_step_ms(5), Some(200));
+        assert_eq!(known.prefill_step_ms(1), Some(200), "fewer take no longer");
+        assert_eq!(known.prefill_step_ms(40), Some(2_000), "as if each of four took 200 ms");
+        let known = read(100, 300);
+        assert_eq!((known.prefill_step_ms(5), known.prefill_step_ms(64)), (Some(200), Some(300)));
+        assert_eq!(known.prefill_step_ms(20), Some(200), "between the two");
+        assert_eq!(known.prefill_step_ms(2_048), Some(9_600));
+        let known = read(2_048, 4_000);
+        assert_eq!((known.prefill_step_ms(2_048), known.prefill_step_ms(100)), (Some(4_000), Some(300)));
+        let known = read(3, 5_000);
+        assert_eq!(known.prefill_step_ms(2_048), Some(5_000), "more take no less");
+        let known = read(u64::MAX, u64::MAX);
+        assert_eq!(known.prefill_step_ms(u64::MAX), Some(u32::MAX.into()));
+        let known = read(0, 0);
+        assert_eq!(known.prefill_step_ms(1), Some(1));
+    }
+
+    /// What was written before sizes were told apart.
+    #[test]
+    fn an_older_record_is_read_and_says_nothing_of_prompts() {
+        let mut pace = serde_json::to_value(Pace::new(Way { mode: Mode::Independent, backend: None, ranks: 1 })).unwrap();
+        pace.as_object_mut().unwrap().remove("prefill_ms");
+        pace["prefill_token_ns"] = 270_000_000.into();
+        pace["prefill_seen"] = 100.into();
+        let pace: Pace = serde_json::from_value(pace).unwrap();
+        assert_eq!((pace.prefill_seen, pace.prefill_step_ms(100)), (100, None));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use job::{
     AloneAt, JobRecord, JobSpec, JobState, Launch, NodeRecord, Quarantine, ReplayedJob, RowCrashes,
     RowLengths, last_part,
 };
-pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, Pace, Way};
+pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, PREFILL_SIZES, Pace, Way};
 pub use link::{Backend, Link, LinkEnd, LinkKind, LinkName};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};

@@ -310,12 +310,13 @@ const ENOUGH_DECODE: u32 = 32;
 const ENOUGH_PREFILL: u32 = 8;
 
 /// How long a worker may go without a step. `hangs` were answered in a row: each doubles what is given, because a step that
-/// takes its time on a large model looks the same from here, and must not be cut off for ever.
+/// takes its time on a large model looks the same from here, and must not be cut off for ever. `prefill_tokens` are the most it may
+/// read in one step.
 #[must_use]
 pub fn silence_budget_ms(
     phase: WorkerPhase,
     pace: Option<&Pace>,
-    prefill_step_tokens: u64,
+    prefill_tokens: u64,
     hangs: u32,
     policy: &Policy,
 ) -> u64 {
@@ -337,8 +338,8 @@ pub fn silence_budget_ms(
         }
         WorkerPhase::Prefill => {
             let known = pace.filter(|pace| pace.prefill_seen >= ENOUGH_PREFILL);
-            // A prompt of a few tokens takes as long as one of many: what is learned from it would be far too much.
-            step(known.map(|pace| pace.prefill_token_ns.saturating_mul(prefill_step_tokens) / 1_000_000))
+            // What is not known from steps as large is too long, and never longer than where nothing is known.
+            step(known.and_then(|pace| pace.prefill_step_ms(prefill_tokens)))
                 .min(unknown.max(policy.least_step_budget_ms))
         }
         WorkerPhase::Idle | WorkerPhase::Decode | WorkerPhase::Stopping => {
@@ -411,7 +412,7 @@ pub fn window_rows(batch_rows: u32, waiting_rows: u32, held_rows: u32, workers: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Mode, Way};
+    use crate::model::{Mode, PREFILL_SIZES, Way};
 
     fn facts(class: ExitClass) -> ExitFacts {
         ExitFacts {
@@ -512,18 +513,16 @@ mod tests {
         use WorkerPhase::{Decode, Idle, Loading, Prefill, Starting};
         let policy = Policy::default();
         let way = Way { mode: Mode::Independent, backend: None, ranks: 1 };
-        let pace = |load_ms, decode_step_us, prefill_token_ns, seen| Pace {
-            way,
-            load_ms,
-            decode_step_us,
-            decode_seen: seen,
-            prefill_token_ns,
-            prefill_seen: seen,
+        let pace = |load_ms, decode_step_us, tokens: u64, ms, seen| {
+            let mut prefill_ms = [0; PREFILL_SIZES];
+            prefill_ms[tokens.ilog2() as usize] = ms;
+            Pace { way, load_ms, decode_step_us, decode_seen: seen, prefill_ms, prefill_seen: seen }
         };
-        let quick = pace(3_000, 30_000, 1_000_000, 100);
-        let slow = pace(100_000, 6_000_000, 10_000_000, 100);
-        let short_prompts = pace(3_000, 30_000, 500_000_000, 100);
-        let new = pace(0, 30_000, 1_000_000, 3);
+        let quick = pace(3_000, 30_000, 2_048, 2_048, 100);
+        let slow = pace(100_000, 6_000_000, 2_048, 20_480, 100);
+        let short_prompts = pace(3_000, 30_000, 64, 500, 100);
+        let hardly_any = pace(3_000, 30_000, 2, 500, 100);
+        let new = pace(0, 30_000, 2_048, 2_048, 3);
         let rows = [
             (Starting, None, 0, 1_800_000),
             (Loading, Some(&new), 0, 1_800_000),
@@ -543,8 +542,10 @@ mod tests {
             // A step of 2,048 tokens takes 2 s or 20 s.
             (Prefill, Some(&quick), 0, 10_240),
             (Prefill, Some(&slow), 0, 102_400),
-            (Prefill, Some(&short_prompts), 0, 120_000),
-            (Prefill, Some(&short_prompts), 1, 240_000),
+            // 500 ms for each 64 tokens of them.
+            (Prefill, Some(&short_prompts), 0, 80_000),
+            (Prefill, Some(&hardly_any), 0, 120_000),
+            (Prefill, Some(&hardly_any), 1, 240_000),
         ];
         for (phase, pace, hangs, expected) in rows {
             let budget = silence_budget_ms(phase, pace, 2_048, hangs, &policy);

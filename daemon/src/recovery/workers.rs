@@ -216,12 +216,7 @@ impl Machine {
             }
             phase => phase,
         };
-        let WorkerSettings { prefill_batch_rows, prefill_step_tokens, .. } = worker.settings;
-        // No prompt is longer than the longest row, and what was generated before is read with it.
-        let default_tokens = u64::from(worker.settings.default_max_tokens);
-        let longest = job.record.lengths.longest_tokens(default_tokens).unwrap_or(u64::MAX);
-        let prefill_tokens =
-            u64::from(prefill_step_tokens).min(longest).saturating_mul(prefill_batch_rows.into());
+        let prefill_tokens = most_prefill_tokens(job, worker);
         let pace = self.pace_of(job, worker);
         let budget_ms =
             |phase| rules::silence_budget_ms(phase, pace, prefill_tokens, job.hangs_in_a_row, &self.policy);
@@ -278,6 +273,14 @@ impl Machine {
     }
 }
 
+/// The most tokens of prompts that one step of a worker reads. No prompt is longer than the longest row, and what was generated before
+/// is read with it.
+pub(super) fn most_prefill_tokens(job: &Job, worker: &Worker) -> u64 {
+    let WorkerSettings { prefill_batch_rows, prefill_step_tokens, default_max_tokens, .. } = worker.settings;
+    let longest = job.record.lengths.longest_tokens(default_max_tokens.into()).unwrap_or(u64::MAX);
+    u64::from(prefill_step_tokens).min(longest).saturating_mul(prefill_batch_rows.into())
+}
+
 /// So quick a mix of steps that what it takes for one of generation is far below the least that any is given.
 const QUICK_MIX_MS: u64 = 1_000;
 
@@ -289,7 +292,7 @@ fn laps_of(worker: &Worker, before: WorkerPhase, news: &ProgressNews, newest_mon
     };
     let read = news.prompt_tokens.saturating_sub(worker.prompt_tokens);
     let decode = Lap::Decode { us: elapsed_ms.saturating_mul(1_000) / steps };
-    let prefill = |read: u64| Lap::Prefill { ns: elapsed_ms.saturating_mul(1_000_000) / read };
+    let prefill = |read: u64| Lap::Prefill { tokens: read, ms: elapsed_ms };
     match (before, news.phase) {
         (WorkerPhase::Decode, WorkerPhase::Decode) if read == 0 => vec![decode],
         // Short prompts between the steps of others, as in a job of short rows, where there is hardly a report without.
@@ -415,19 +418,19 @@ mod tests {
     fn a_report_tells_how_long_its_steps_took() {
         use WorkerPhase::{Decode, Idle, Prefill};
         let decode = |us| Lap::Decode { us };
-        let prefill = |ns| Lap::Prefill { ns };
+        let prefill = |ms| Lap::Prefill { tokens: 100, ms };
         let rows = [
             (Decode, Decode, 3, 0, 3_000, vec![decode(1_000_000)]),
             (Decode, Decode, 0, 0, 3_000, vec![]),
-            (Idle, Prefill, 1, 100, 3_000, vec![prefill(30_000_000)]),
-            (Idle, Decode, 2, 100, 500, vec![prefill(5_000_000)]),
+            (Idle, Prefill, 1, 100, 3_000, vec![prefill(3_000)]),
+            (Idle, Decode, 2, 100, 500, vec![prefill(500)]),
             (Prefill, Decode, 2, 0, 500, vec![]),
             (Prefill, Idle, 2, 100, 500, vec![]),
             // Prompts among steps of generation: both, while it is quick.
-            (Decode, Decode, 4, 100, 1_000, vec![decode(250_000), prefill(10_000_000)]),
-            (Decode, Decode, 4, 100, 1_001, vec![prefill(10_010_000)]),
-            (Prefill, Decode, 2, 100, 500, vec![decode(250_000), prefill(5_000_000)]),
-            (Decode, Decode, 1, 100, 500, vec![prefill(5_000_000)]),
+            (Decode, Decode, 4, 100, 1_000, vec![decode(250_000), prefill(1_000)]),
+            (Decode, Decode, 4, 100, 1_001, vec![prefill(1_001)]),
+            (Prefill, Decode, 2, 100, 500, vec![decode(250_000), prefill(500)]),
+            (Decode, Decode, 1, 100, 500, vec![prefill(500)]),
         ];
         for (before, phase, steps, read, elapsed_ms, expected) in rows {
             let told = laps(before, phase, steps, read, elapsed_ms);

@@ -14,6 +14,7 @@ use crate::{
         models::ModelWord,
         rules,
         state::{Job, Node, Worker},
+        workers::most_prefill_tokens,
     },
 };
 
@@ -265,7 +266,7 @@ impl Machine {
         }
         let quiet_ms = now.mono_ms.saturating_sub(worker.last_step_mono_ms);
         let budget_ms = self.silence_budget_ms(job, worker);
-        let from = learned_from(worker.phase, self.pace_of(job, worker));
+        let from = learned_from(worker.phase, self.pace_of(job, worker), most_prefill_tokens(job, worker));
         let hangs = match job.hangs_in_a_row {
             0 => String::new(),
             hangs => {
@@ -431,7 +432,7 @@ fn phase_word(phase: WorkerPhase) -> &'static str {
 }
 
 /// What a budget is made from.
-fn learned_from(phase: WorkerPhase, pace: Option<&Pace>) -> String {
+fn learned_from(phase: WorkerPhase, pace: Option<&Pace>, prefill_tokens: u64) -> String {
     let unknown = "it is not known yet how long it takes this model".to_owned();
     let Some(pace) = pace else { return unknown };
     match phase {
@@ -439,12 +440,11 @@ fn learned_from(phase: WorkerPhase, pace: Option<&Pace>) -> String {
             0 => unknown,
             ms => format!("loading has taken {}", span(ms)),
         },
-        WorkerPhase::Prefill => match pace.prefill_seen {
-            0 => unknown,
-            seen => format!(
-                "{} µs a token of a prompt, learned from {}",
-                pace.prefill_token_ns / 1_000,
-                plural(seen.into(), "step", "steps")
+        WorkerPhase::Prefill => match pace.prefill_step_ms(prefill_tokens) {
+            None => unknown,
+            Some(ms) => format!(
+                "{ms} ms to read {prefill_tokens} tokens of prompts, learned from {}",
+                plural(pace.prefill_seen.into(), "step", "steps")
             ),
         },
         WorkerPhase::Idle | WorkerPhase::Decode | WorkerPhase::Stopping => match pace.decode_seen {

@@ -25,7 +25,7 @@ fn with_known_steps(budgets_gb: &[u64]) -> (Kit, Sessions, Vec<(String, WorkerKe
         load_ms: 0,
         decode_step_us: 100_000,
         decode_seen: 100,
-        prefill_token_ns: 0,
+        prefill_ms: Default::default(),
         prefill_seen: 0,
     };
     let paces = vec![pace(Mode::Independent, None, 1), pace(Mode::Pipeline, Some(Backend::Ring), 2)];
