@@ -66,7 +66,10 @@ impl Machine {
         let Some(node) = self.nodes.get_mut(id) else { return false };
         let before = node.needs_reboot().map(|(reason, _)| reason);
         let could_work = node.debt_sentence().is_none();
-        node.facts.boot = boot;
+        let restarts_before = node.facts.boot.gpu_restarts;
+        // What is not known for once is not forgotten.
+        let gpu_restarts = boot.gpu_restarts.or(restarts_before);
+        node.facts.boot = BootFacts { gpu_restarts, ..boot };
         // One that knows of no kill was made before it; whatever else comes after the news of a kill was seen after it.
         node.debt.awaits_look &= boot.kills_while_loaded == 0;
         // What was seen while a worker runs says nothing; the last word holds until there is another.
@@ -81,13 +84,16 @@ impl Machine {
             self.links_version += 1;
             self.tell_of_need(now, id, before, after);
         }
-        could_work != can_work
+        let is_quarantined = self.on_gpu_restarts(now, id, restarts_before, boot.gpu_restarts);
+        could_work != can_work || is_quarantined
     }
 
     /// A node that comes back after a restart of the machine owes nothing.
     pub(super) fn on_new_boot(&mut self, now: Now, id: &NodeId) {
         if let Some(node) = self.nodes.get_mut(id) {
             node.debt = Debt::default();
+            // Counted from the start of the machine.
+            node.facts.boot.gpu_restarts = None;
         }
         self.incidents.close(now, "the machine was restarted", |incident| {
             incident.fault == Fault::NeedsReboot && incident.node.as_ref() == Some(id)

@@ -81,6 +81,8 @@ pub struct BootFacts {
     pub rdma_starts: u32,
     /// How many there may be; 0 where that is not known.
     pub most_rdma_starts: u32,
+    /// Restarts of the GPU, by the counter of its driver.
+    pub gpu_restarts: Option<u64>,
 }
 
 impl BootFacts {

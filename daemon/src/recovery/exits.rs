@@ -262,16 +262,24 @@ impl Machine {
         let easing = easing_sentence(exit.class, answer);
         let action = format!("{answer}{easing}");
         self.emit(Severity::Warning, fault.word(), Some(node), Some(job_id), format!("{summary}; {action}"));
+        let mut evidence = exit.evidence();
+        if exit.class == ExitClass::GpuFault {
+            evidence.extend(self.gpu_evidence(now, node));
+        }
         let opening = Opening {
             node: Some(node.clone()),
             job: Some(job_id),
             summary,
             action,
-            evidence: exit.evidence(),
+            evidence,
             costs,
             noticed_after_ms: exit.quiet_ms,
         };
-        self.incidents.open(now, fault, opening)
+        let incident = self.incidents.open(now, fault, opening);
+        if exit.class == ExitClass::GpuFault {
+            self.note_gpu_incident(node, incident);
+        }
+        incident
     }
 
     fn carry_out(&mut self, now: Now, node: &NodeId, exit: &WorkerExit, answer: Answer) {

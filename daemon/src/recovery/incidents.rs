@@ -11,6 +11,9 @@ use crate::model::{Fault, Incident, JobId, NodeId};
 /// Enough for a bad week to be read; older ones are in the events.
 const KEPT: usize = 500;
 
+/// Lines of evidence to which others are added. An exit brings its error and the end of its log.
+const MOST_EVIDENCE: usize = 64;
+
 /// Of the same fault: how long after the end of one the next is still the same incident. Longer than the longest pause
 /// between two tries.
 const SAME_WITHIN_MS: u64 = 10 * 60_000;
@@ -115,6 +118,15 @@ impl Incidents {
             if incident.evidence.is_empty() {
                 incident.summary.push_str(&format!("; {summary}"));
                 incident.evidence = evidence;
+            }
+        });
+    }
+
+    /// One more line of evidence, behind those there are.
+    pub(super) fn add_line(&mut self, id: u64, line: String) {
+        self.change(id, |incident| {
+            if incident.evidence.len() < MOST_EVIDENCE && !incident.evidence.contains(&line) {
+                incident.evidence.push(line);
             }
         });
     }

@@ -88,6 +88,7 @@ impl Machine {
         self.forget_unmet(now);
         self.end_adoption(now);
         self.end_quarantines(now);
+        self.tell_of_gpu_restarts(now);
         self.settle_links(now);
         self.climb(now);
         self.park_or_unpark(now);

@@ -413,6 +413,7 @@ impl Node {
             last_seen_unix_ms: 0,
             silence: Silence::default(),
             gpu_faults_unix_ms: Vec::new(),
+            gpu_fault: None,
             quarantine: None,
             debt: Debt::default(),
         }

@@ -13,6 +13,7 @@ use super::{
     learning::Stretch,
     models::KnownLayout,
     parking::Parked,
+    quarantine::GpuFault,
     rates::{RowRate, TokenRate},
     silence::Silence,
     windows::Closed,
@@ -41,6 +42,8 @@ pub struct Node {
     pub(super) silence: Silence,
     /// When its GPU failed lately.
     pub(super) gpu_faults_unix_ms: Vec<u64>,
+    /// The newest of them in this run, and what has told of it.
+    pub(super) gpu_fault: Option<GpuFault>,
     /// Why it takes no work for a while.
     pub quarantine: Option<Quarantine>,
     /// What killed workers may have left in its memory.

@@ -7,6 +7,7 @@ mod crashes;
 mod exits;
 mod explain;
 mod gangs;
+mod gpu;
 mod kit;
 mod ladder;
 mod learning;

@@ -414,6 +414,7 @@ pub(crate) fn boot(seen: Option<&v1::Observation>) -> BootFacts {
         kills_while_loaded: debt.kills_while_loaded,
         rdma_starts: starts.used,
         most_rdma_starts: starts.most,
+        gpu_restarts: seen.and_then(|seen| seen.gpu.as_ref()).and_then(|gpu| gpu.recovery_count),
     }
 }
 

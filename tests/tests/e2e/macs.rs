@@ -233,6 +233,8 @@ async fn machine() {
     });
     let told = macs.check_is("m1", "gpu", "warn").await;
     assert!(told.starts_with("the GPU was restarted 2 times since boot"), "{told}");
+    let event = macs.cluster.control().wait_event("gpu-restarted").await;
+    assert!(event.message.ends_with("rose from 0 to 2"), "{event:?}");
     // The log tells at once whom it hit, and a report after a while why it was.
     macs.macs[0].log("python3.13", 7_431, "Discarded (victim of GPU error/recovery) (InnocentVictim)");
     macs.macs[0].report_gpu("I-1", "python3.13", "firmware-detected lockup");

@@ -140,6 +140,8 @@ pub(crate) struct Agent {
     /// Nothing can be started over RDMA until the machine is, though everything looks well.
     pub(crate) is_wedged: bool,
     pub(crate) boot_facts: BootFacts,
+    /// Restarts of its GPU in this boot.
+    pub(crate) gpu_restarts: u64,
     /// Starts over RDMA in this boot.
     pub(crate) rdma_starts: u32,
     pub(crate) spool: BTreeMap<u64, ResultHead>,

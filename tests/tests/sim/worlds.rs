@@ -130,6 +130,7 @@ pub(crate) fn facts(agent: &Agent, plan: &Plan) -> NodeFacts {
     }
     let boot = BootFacts {
         most_rdma_starts: if plan.is_cabled { MOST_RDMA_STARTS } else { 0 },
+        gpu_restarts: plan.is_cabled.then_some(agent.gpu_restarts),
         ..agent.boot_facts
     };
     NodeFacts {

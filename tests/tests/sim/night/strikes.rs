@@ -8,6 +8,7 @@ use nightshift_daemon::{
 
 use super::Night;
 use crate::{
+    agent::Up,
     faults::{BETWEEN_BURSTS_MS, BETWEEN_MS, Strike},
     worlds::{HOUR_MS, MINUTE_MS},
 };
@@ -54,6 +55,10 @@ impl Night {
                 };
                 let agent = self.agents.get_mut(&id).expect("a node there is");
                 agent.end_worker(now_ms, class, &error, 5);
+                if class == ExitClass::GpuFault && self.plan.is_cabled {
+                    agent.gpu_restarts += 1;
+                    agent.say(now_ms, 5, Up::Observed);
+                }
             }
             Strike::GpuSeries => {
                 for number in 0..4 {
@@ -151,6 +156,7 @@ impl Night {
             agent.boot += 1;
             agent.boot_facts = BootFacts::default();
             agent.rdma_starts = 0;
+            agent.gpu_restarts = 0;
             agent.is_wedged = false;
         }
         self.excited_until_ms = self.excited_until_ms.max(now_ms + 12_000);
