@@ -127,7 +127,7 @@ pub struct Gangs {
     pub settle_ms: u64,
     /// How long a link that has failed must carry before a gang is planned over it.
     pub link_settle_ms: u64,
-    /// How long RDMA between two nodes is left alone when a gang over it was lost.
+    /// How long RDMA between two nodes is left alone when a gang over it was lost: twice this, doubled for each other one of late.
     pub rdma_settle_ms: u64,
     /// The first port that ranks listen on.
     pub first_port: u16,

@@ -30,7 +30,7 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
             "Whether the Macs of a gang must have the same build of macOS. The same MLX and mlx-lm they must have in any case."
         }
         "gangs.rdma_settle_ms" => {
-            "How long RDMA between two nodes is left alone when a gang over it was lost; doubled for each one of late."
+            "How long RDMA between two nodes is left alone when a gang over it was lost: twice this, doubled for each other one of late."
         }
         "gangs.rendezvous_ms" => "How long the ranks of a gang may take to find one another.",
         "gangs.link_settle_ms" => {

@@ -174,7 +174,7 @@ impl Machine {
             let layout = self.ideal(now, id)?;
             let (to, ranks, nodes) = rung_of(&layout)?;
             let job = self.jobs.get(&id)?;
-            let is_sound = !self.has_unsettled_link(&job.workers.keys().cloned().collect());
+            let is_sound = !self.has_unsettled_link(now, &job.workers.keys().cloned().collect());
             (to.is_above(&from, job.record.spec.mode) && is_sound).then_some((to, ranks, nodes))
         });
         let half_life_ms = self.policy.penalty_half_life_ms;

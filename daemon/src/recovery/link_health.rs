@@ -26,18 +26,12 @@ const MOST_RDMA_SETTLE_MS: u64 = 3 * 3_600_000;
 struct Health {
     /// Since when it carries; `None` while it does not.
     up_since_mono_ms: Option<u64>,
-    /// What its newest failure was; `None` if it has never failed.
-    failure: Option<Failure>,
+    /// Whether it has ever failed.
+    has_failed: bool,
     penalty: Penalty,
-}
-
-/// How a link failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Failure {
-    /// It was down.
-    Down,
-    /// A gang over it was lost.
-    Gang,
+    /// When a gang over it was lost last, where it is one of RDMA. That it is pulled and plugged in mends nothing of that.
+    gang_lost_mono_ms: Option<u64>,
+    gangs_lost: Penalty,
 }
 
 /// Of all links that ever were.
@@ -59,7 +53,7 @@ impl Machine {
             // It was there, so it is known.
             let Some(health) = self.link_health.links.get_mut(&link.name()) else { continue };
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
-            health.failure = Some(Failure::Down);
+            health.has_failed = true;
             health.penalty.add(now.mono_ms, half_life_ms);
         }
         for link in &self.links {
@@ -87,12 +81,16 @@ impl Machine {
         });
         let used = used.unwrap_or_default();
         for name in used {
-            if let Some(health) = self.link_health.links.get_mut(&name) {
-                health.penalty.add(now.mono_ms, half_life_ms);
-                health.failure = Some(Failure::Gang);
-                if let Some(since) = &mut health.up_since_mono_ms {
-                    *since = now.mono_ms;
-                }
+            let Some(health) = self.link_health.links.get_mut(&name) else { continue };
+            if name.kind == LinkKind::Rdma {
+                health.gang_lost_mono_ms = Some(now.mono_ms);
+                health.gangs_lost.add(now.mono_ms, half_life_ms);
+                continue;
+            }
+            health.penalty.add(now.mono_ms, half_life_ms);
+            health.has_failed = true;
+            if let Some(since) = &mut health.up_since_mono_ms {
+                *since = now.mono_ms;
             }
         }
         self.settle_links(now);
@@ -134,16 +132,26 @@ impl Machine {
 
     /// How long a link has to hold yet; 0 for one that is relied on.
     fn settles_in_ms(&self, now: Now, name: &LinkName) -> u64 {
-        let Some(health) = self.link_health.links.get(name) else { return 0 };
         let policy = &self.policy;
-        let (base_ms, most_ms) = match (health.failure, name.kind) {
-            (None, _) => return 0,
-            (Some(Failure::Gang), LinkKind::Rdma) => (policy.rdma_settle_ms, MOST_RDMA_SETTLE_MS),
-            (Some(_), _) => (policy.link_settle_ms, policy.most_settle_ms),
+        let Some(health) = self.link_health.links.get(name).filter(|health| health.has_failed) else {
+            return self.left_alone_ms(now, name);
         };
-        let settle_ms =
-            health.penalty.settle_ms(now.mono_ms, policy.penalty_half_life_ms, base_ms, most_ms);
+        let settle_ms = health.penalty.settle_ms(
+            now.mono_ms,
+            policy.penalty_half_life_ms,
+            policy.link_settle_ms,
+            policy.most_settle_ms,
+        );
         let since = health.up_since_mono_ms.unwrap_or(now.mono_ms);
+        (since + settle_ms).saturating_sub(now.mono_ms).max(self.left_alone_ms(now, name))
+    }
+
+    /// How long RDMA is left alone yet over which a gang was lost.
+    fn left_alone_ms(&self, now: Now, name: &LinkName) -> u64 {
+        let lost = |health: &Health| Some((health.gang_lost_mono_ms?, health.gangs_lost));
+        let Some((since, gangs_lost)) = self.link_health.links.get(name).and_then(lost) else { return 0 };
+        let (half_life_ms, base_ms) = (self.policy.penalty_half_life_ms, self.policy.rdma_settle_ms);
+        let settle_ms = gangs_lost.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_RDMA_SETTLE_MS);
         (since + settle_ms).saturating_sub(now.mono_ms)
     }
 
@@ -152,14 +160,8 @@ impl Machine {
     }
 
     /// Whether a link between two of these has been down and is to hold yet. RDMA that is left alone is not waited for.
-    pub(super) fn has_unsettled_link(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.unsettled_between(nodes).any(|name| !self.is_left_alone(name))
-    }
-
-    /// Whether a gang was lost over it by RDMA.
-    fn is_left_alone(&self, name: &LinkName) -> bool {
-        let failure = self.link_health.links.get(name).and_then(|health| health.failure);
-        name.kind == LinkKind::Rdma && failure == Some(Failure::Gang)
+    pub(super) fn has_unsettled_link(&self, now: Now, nodes: &BTreeSet<NodeId>) -> bool {
+        self.unsettled_between(nodes).any(|name| self.left_alone_ms(now, name) == 0)
     }
 
     /// Of the links between these that are to hold yet: the one that is done first, and when.
@@ -196,7 +198,7 @@ impl Machine {
     fn unsettled_reasons(&self, now: Now) -> Vec<Reason> {
         let text = |name: &LinkName| {
             let left = span(self.settles_in_ms(now, name).next_multiple_of(1_000));
-            if self.is_left_alone(name) {
+            if self.left_alone_ms(now, name) > 0 {
                 format!("not over {name}: a gang over it was lost, and it is left alone for {left}")
             } else {
                 format!("not over {name}: it has failed, and must hold for {left} first")

@@ -64,9 +64,8 @@ pub struct Policy {
     pub link_settle_ms: u64,
     /// The longest such time: a link that works again is in use again the same night.
     pub most_settle_ms: u64,
-    /// How long RDMA between two nodes is left alone when a gang over it was lost while the link itself did not fail; doubled like the
-    /// time above. A try costs one of the few starts of a boot and a load, and what wedges a port is seldom gone in minutes
-    /// (FIELD-NOTES 2): some tries a night.
+    /// The same of RDMA over which a gang was lost, so that it is left alone for an hour the first time. A try costs one of the few
+    /// starts of a boot and a load, and what wedges a port is seldom gone in minutes (FIELD-NOTES 2): some tries a night.
     pub rdma_settle_ms: u64,
     /// How long a better way to run a job must have been there before the job changes to it; doubled for each change that is
     /// not forgotten. A change costs every worker's load.
@@ -120,7 +119,7 @@ impl Default for Policy {
             quarantine_ms: 3_600_000,
             link_settle_ms: 5_000,
             most_settle_ms: 600_000,
-            rdma_settle_ms: 3_600_000,
+            rdma_settle_ms: 1_800_000,
             climb_settle_ms: 60_000,
             penalty_half_life_ms: 1_800_000,
             stranded_bytes: 4 << 30,

@@ -307,11 +307,30 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
     }
 }
 
+/// It mends nothing that somebody pulls the cable and plugs it in.
+#[test]
+fn rdma_that_is_left_alone_stays_so_when_its_cable_comes_back() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let (_, ranks) = at_work(&mut kit, &sessions);
+    let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(next_gang(&mut kit, &sessions, 5_000).0.unwrap().backend, Backend::Ring);
+    for _ in 0..2 {
+        let effects = set_cable(&mut kit, "a", "b", false);
+        let _ = obey(&mut kit, &effects, ExitClass::Killed);
+        let _ = set_cable(&mut kit, "a", "b", true);
+        let (gang, _) = next_gang(&mut kit, &sessions, 60_000);
+        assert_eq!(gang.unwrap().backend, Backend::Ring);
+    }
+    let told = why(&kit, "link-unsettled");
+    assert!(told.last().unwrap().ends_with("a gang over it was lost, and it is left alone for 57 min"), "{told:?}");
+}
+
 #[test]
 fn rdma_is_tried_again_when_it_has_been_left_alone_and_less_often_each_time() {
     let (mut kit, sessions) = macs(&[60, 60]);
     // No step is taken here, so an hour would be a hang.
-    let settle_ms = 120_000;
+    let settle_ms = 60_000;
     let policy = Policy { rdma_settle_ms: settle_ms, step_budget_ms: u64::MAX, ..Policy::default() };
     let _ = kit.tell(Event::PolicyChanged(policy));
     let (_, mut ranks) = at_work(&mut kit, &sessions);
