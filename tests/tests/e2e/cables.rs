@@ -23,9 +23,9 @@ const NEEDS: &[Need] = &[Need::Runtime, Need::Linux, Need::Netns];
 const NAMES: [&str; 2] = ["n1", "n2"];
 
 /// Rows enough to go down the ladder, to pay for loading again, and to go on for a while.
-const ROWS: usize = 120;
+const ROWS: usize = 60;
 
-const MAX_TOKENS: u32 = 40;
+const MAX_TOKENS: u32 = 30;
 
 /// More than the model needs whole.
 const AMPLE_MIB: u64 = 1_000;
