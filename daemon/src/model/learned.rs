@@ -202,7 +202,11 @@ impl LearnedModel {
         let seen = |pace: &Pace| (pace.decode_seen / 16).min(2) + (pace.prefill_seen / 4).min(2);
         differs(before.load_ms, pace.load_ms)
             || differs(before.decode_step_us, pace.decode_step_us)
-            || before.prefill_ms.iter().zip(pace.prefill_ms).any(|(was, is)| differs((*was).into(), is.into()))
+            || before
+                .prefill_ms
+                .iter()
+                .zip(pace.prefill_ms)
+                .any(|(was, is)| differs((*was).into(), is.into()))
             || seen(&before) != seen(pace)
     }
 
@@ -307,7 +311,9 @@ mod tests {
     /// What was written before sizes were told apart.
     #[test]
     fn an_older_record_is_read_and_says_nothing_of_prompts() {
-        let mut pace = serde_json::to_value(Pace::new(Way { mode: Mode::Independent, backend: None, ranks: 1 })).unwrap();
+        let mut pace =
+            serde_json::to_value(Pace::new(Way { mode: Mode::Independent, backend: None, ranks: 1 }))
+                .unwrap();
         pace.as_object_mut().unwrap().remove("prefill_ms");
         pace["prefill_token_ns"] = 270_000_000.into();
         pace["prefill_seen"] = 100.into();

@@ -60,11 +60,14 @@ pub fn cables(nodes: &[NodePorts<'_>]) -> Vec<Cable> {
 pub(super) fn cable_links(nodes: &[NodePorts<'_>]) -> Vec<Link> {
     let mut links = Vec::new();
     for (a, b, cable) in joined(nodes) {
-        let Some((at_a, at_b)) = addresses(&a, &b).filter(|_| cable.class != CableClass::Down) else { continue };
+        let Some((at_a, at_b)) = addresses(&a, &b).filter(|_| cable.class != CableClass::Down) else {
+            continue;
+        };
         let link = |kind: LinkKind| {
             let end = |place: &Place<'_>, address: IpAddr| {
                 let rdma_device = place.port.rdma_device.clone().filter(|_| kind == LinkKind::Rdma);
-                let interface = place.interface().map_or_else(String::new, |interface| interface.name.clone());
+                let interface =
+                    place.interface().map_or_else(String::new, |interface| interface.name.clone());
                 LinkEnd { node: place.of.node.clone(), interface, address, rdma_device }
             };
             Link { a: end(&a, at_a), b: end(&b, at_b), kind }

@@ -8,9 +8,9 @@ use core::net::IpAddr;
 use std::collections::BTreeMap;
 
 use super::{
+    links::Network,
     question::{Candidate, GangPlan, Question, RankPlan},
     rings::find_ring,
-    links::Network,
 };
 use crate::{
     fit::{self, Floor, Stage, gigabytes},
@@ -202,7 +202,8 @@ fn form(question: &Question<'_>, field: &Field<'_>, left: &[usize], mode: Mode) 
 fn backends_of(field: &Field<'_>, places: &[usize]) -> Vec<(Backend, Vec<usize>)> {
     let rdma = |a: usize, b: usize| field.rdma(places[a], places[b]).is_some();
     let tcp = |a: usize, b: usize| field.tcp(places[a], places[b]).is_some();
-    let in_places = |ring: Vec<usize>| -> Vec<usize> { ring.into_iter().map(|index| places[index]).collect() };
+    let in_places =
+        |ring: Vec<usize>| -> Vec<usize> { ring.into_iter().map(|index| places[index]).collect() };
     let is_mesh = places.len() <= MOST_MESH_RANKS
         && (0..places.len()).all(|a| (a + 1..places.len()).all(|b| rdma(a, b)));
     let over_rdma = if is_mesh { Backend::Jaccl } else { Backend::JacclRing };
@@ -221,8 +222,9 @@ fn arrange(
 ) -> Option<Formation> {
     let count = ring.len();
     // Rows go from rank 0 to the others by TCP, whatever the ranks compute over.
-    let reaches_all =
-        |start: usize| (0..count).all(|other| other == start || field.tcp(ring[start], ring[other]).is_some());
+    let reaches_all = |start: usize| {
+        (0..count).all(|other| other == start || field.tcp(ring[start], ring[other]).is_some())
+    };
     let mut starts: Vec<usize> = (0..count).filter(|start| reaches_all(*start)).collect();
     // Places are in order of size.
     starts.sort_by_key(|start| ring[*start]);
@@ -257,7 +259,9 @@ impl Formation {
         let Self { backend, by_rank, stages, coordinator } = self;
         let count = by_rank.len();
         let tcp = |rank: usize, other: usize| field.tcp(by_rank[rank], by_rank[other]);
-        let rdma = |rank: usize, other: usize| field.rdma(by_rank[rank], by_rank[other]).filter(|_| backend.is_rdma());
+        let rdma = |rank: usize, other: usize| {
+            field.rdma(by_rank[rank], by_rank[other]).filter(|_| backend.is_rdma())
+        };
         let name = |rank: usize| &field.nodes[by_rank[rank]].node;
         let address_at = |rank: usize, other: usize| Some(tcp(rank, other)?.end_at(name(rank))?.address);
         let device_at =

@@ -155,11 +155,15 @@ fn network_links(nodes: &[NodeInterfaces], allowed: &[Network], cables: &[Link])
 #[must_use]
 pub fn meeting_networks(interfaces: &[Interface], thunderbolt: &Thunderbolt) -> Vec<Network> {
     let is_port = |name: &str| {
-        let of_port = |port: &crate::model::Port| [port.interface.as_deref(), port.bridge.as_deref()].contains(&Some(name));
+        let of_port = |port: &crate::model::Port| {
+            [port.interface.as_deref(), port.bridge.as_deref()].contains(&Some(name))
+        };
         thunderbolt.ports.iter().any(of_port)
     };
-    let others: Vec<Interface> = interfaces.iter().filter(|interface| !is_port(&interface.name)).cloned().collect();
-    let is_met_at = |network: &Network| matches!(network.address, IpAddr::V4(address) if address.is_private());
+    let others: Vec<Interface> =
+        interfaces.iter().filter(|interface| !is_port(&interface.name)).cloned().collect();
+    let is_met_at =
+        |network: &Network| matches!(network.address, IpAddr::V4(address) if address.is_private());
     networks(&others).filter(is_met_at).collect()
 }
 

@@ -4,12 +4,7 @@
 //! memory did not come back gets none until it was restarted. A node without RDMA starts left is planned over TCP. Both are
 //! the condition `NeedsReboot`.
 
-use super::{
-    event::{BootFacts, Now},
-    incidents::Opening,
-    machine::Machine,
-    state::Node,
-};
+use super::{event::Now, facts::BootFacts, incidents::Opening, machine::Machine, state::Node};
 use crate::{
     fit::gigabytes,
     model::{Fault, NodeId, Severity},

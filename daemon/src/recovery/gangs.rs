@@ -77,7 +77,8 @@ fn links_of(rung: Rung, ranks: &[&NodeId], links: &[Link]) -> Vec<Link> {
         let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == count);
         let tcp = || {
             let planned = of_pair().find(|link| !is_rdma && Some(link.kind) == rung.link_kind);
-            planned.or_else(|| of_pair().filter(|link| link.kind != LinkKind::Rdma).min_by_key(|link| link.kind))
+            planned
+                .or_else(|| of_pair().filter(|link| link.kind != LinkKind::Rdma).min_by_key(|link| link.kind))
         };
         if is_rdma && (are_neighbours || rung.backend == Some(Backend::Jaccl)) {
             used.extend(of_pair().find(|link| link.kind == LinkKind::Rdma).cloned());

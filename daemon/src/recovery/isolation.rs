@@ -526,7 +526,8 @@ mod tests {
         assert_eq!(of(&gpu).kind, of(&next).kind);
         assert_ne!(of(&gpu).sure, of(&next).sure, "two GPU faults leave a doubt");
         // However the ones that hung were ended.
-        let (first, second) = (exit(ExitClass::Killed, "it did not stop"), exit(ExitClass::Crashed, "told to"));
+        let (first, second) =
+            (exit(ExitClass::Killed, "it did not stop"), exit(ExitClass::Crashed, "told to"));
         let second = WorkerExit { worker: next.worker, ..second };
         assert_eq!(Cause::of(&first, true).kind, Cause::of(&second, true).kind);
         assert_ne!(Cause::of(&first, true).sure, Cause::of(&second, true).sure, "and so do two hangs");

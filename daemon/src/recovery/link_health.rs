@@ -165,11 +165,7 @@ impl Machine {
     }
 
     /// Of the links between these that are to hold yet: the one that is done first, and when.
-    pub(super) fn next_link_to_settle(
-        &self,
-        now: Now,
-        nodes: &BTreeSet<NodeId>,
-    ) -> Option<(LinkName, u64)> {
+    pub(super) fn next_link_to_settle(&self, now: Now, nodes: &BTreeSet<NodeId>) -> Option<(LinkName, u64)> {
         self.unsettled_between(nodes)
             .map(|name| (name.clone(), self.settles_in_ms(now, name)))
             .min_by_key(|(_, ms)| *ms)
@@ -183,9 +179,8 @@ impl Machine {
 
     /// The links that a plan may use now.
     pub(super) fn settled_links(&self) -> Vec<Link> {
-        let has_starts = |node: &NodeId| {
-            self.nodes.get(node).is_none_or(|node| !node.facts.boot.rdma_is_used_up())
-        };
+        let has_starts =
+            |node: &NodeId| self.nodes.get(node).is_none_or(|node| !node.facts.boot.rdma_is_used_up());
         let relied = |link: &&Link| {
             self.difference(&link.a.node, &link.b.node).is_none()
                 && !self.link_health.unsettled.contains(&link.name())
@@ -277,7 +272,8 @@ impl Machine {
 
     /// The flaws of the cables there are between two nodes.
     fn why_cable_lost(&self, a: &NodeId, b: &NodeId, kind: LinkKind) -> String {
-        let mut cables = self.cables.iter().filter(|cable| cable.a.node == *a && cable.b.node == *b).peekable();
+        let mut cables =
+            self.cables.iter().filter(|cable| cable.a.node == *a && cable.b.node == *b).peekable();
         if cables.peek().is_none() {
             return "neither of its ends sees the other any more".to_owned();
         }
@@ -304,7 +300,10 @@ impl Machine {
         pairs.dedup();
         let told = pairs.into_iter().filter_map(|(a, b)| {
             let what = self.difference(a, b)?;
-            Some(Reason::new("versions", format!("no gang of {a} and {b}: they have {what}, and ranks need the same")))
+            Some(Reason::new(
+                "versions",
+                format!("no gang of {a} and {b}: they have {what}, and ranks need the same"),
+            ))
         });
         told.collect()
     }

@@ -32,6 +32,7 @@ mod effect;
 mod event;
 mod exits;
 mod explain;
+mod facts;
 mod gangs;
 mod incidents;
 mod isolation;
@@ -58,11 +59,11 @@ mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
-    BootFacts, CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, NodeFacts,
-    Now, ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, Versions, WorkerExit,
-    WorkerPhase, WorkerSettings,
+    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, Now, ProgressNews,
+    RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
 };
 pub use explain::Ruling;
+pub use facts::{BootFacts, NodeFacts, Versions};
 pub use machine::Machine;
 pub use parking::Parked;
 pub use rules::Policy;

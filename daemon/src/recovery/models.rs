@@ -19,7 +19,9 @@ use super::{
 use crate::{
     fit::{ModelFacts, Workload},
     model::{JobId, JobState, Link, LinkKind, Measurement, Mode, NodeId, Reason, Rung},
-    planner::{self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, NodePorts, Question, Wish, links},
+    planner::{
+        self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, NodePorts, Question, Wish, links,
+    },
 };
 
 /// Prompt and answer of an ordinary night's row, where neither the job nor its rows say.

@@ -88,7 +88,8 @@ impl Machine {
         for _ in 0..restarts.min(most) {
             faults = self.note_sign(now, id, Sign::Counter(told.clone()));
         }
-        let is_over = self.nodes.get(id).is_some_and(|node| node.quarantine.is_none()) && u64::from(faults) >= most;
+        let is_over =
+            self.nodes.get(id).is_some_and(|node| node.quarantine.is_none()) && u64::from(faults) >= most;
         if is_over {
             self.quarantine(now, id, self.policy.quarantine_ms, &told);
         }

@@ -14,7 +14,8 @@ use crate::{
     planner::Interface,
     recovery::{
         BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts,
-        ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase, WorkerSettings,
+        ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase,
+        WorkerSettings,
     },
 };
 
@@ -154,7 +155,8 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
 
 fn versions(hello: &v1::Hello) -> Versions {
     let runtime = hello.runtime.as_ref().filter(|runtime| runtime.ready);
-    let of_mac = hello.observation.as_ref().filter(|seen| seen.os_name == "macos" && !seen.os_build.is_empty());
+    let of_mac =
+        hello.observation.as_ref().filter(|seen| seen.os_name == "macos" && !seen.os_build.is_empty());
     Versions {
         runtime: runtime.map_or_else(String::new, |runtime| {
             clip(&format!("MLX {}, mlx-lm {}", runtime.mlx_version, runtime.mlx_lm_version))

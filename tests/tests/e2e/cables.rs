@@ -112,7 +112,8 @@ async fn ladder() {
     // RDMA comes first, without a word of configuration; there is none, and the next gang goes over the cable by TCP.
     let sharded = |job: &Job| job.mode() == Mode::Pipeline && job.workers.len() == 2;
     let (job, reasons) = macs.wait_for(&job, "a pipeline over the cable", sharded).await;
-    let left_alone = "not over RDMA over the cable of n1 and n2: a gang over it was lost, and it is left alone for ";
+    let left_alone =
+        "not over RDMA over the cable of n1 and n2: a gang over it was lost, and it is left alone for ";
     assert_told(&reasons, &["ring (TCP over Thunderbolt)", left_alone]);
     let faults = macs.cluster.control().incidents("link-fault").await;
     assert_eq!(nightshift_tests::control::times(&faults), 1, "{faults:#?}");

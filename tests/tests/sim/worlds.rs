@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use nightshift_daemon::{
     fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
-    model::{
-        FallbackPolicy, JobId, JobRecord, JobSpec, JobState, Mode, NodeId, Port, PortPeer, Thunderbolt,
-    },
+    model::{FallbackPolicy, JobId, JobRecord, JobSpec, JobState, Mode, NodeId, Port, PortPeer, Thunderbolt},
     planner::{Interface, Network},
     recovery::{BootFacts, ModelFound, NodeFacts, Policy},
 };

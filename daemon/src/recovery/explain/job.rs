@@ -115,8 +115,7 @@ impl Machine {
                 self.nodes.values().filter(|node| node.session.is_some()).map(|node| &node.id).collect();
             let said: Vec<(&NodeId, ModelWord<'_>)> =
                 connected.iter().map(|node| (*node, self.models.word_on(model, node))).collect();
-            let kinds: BTreeSet<&str> =
-                said.iter().filter_map(|(_, word)| word.fingerprint()).collect();
+            let kinds: BTreeSet<&str> = said.iter().filter_map(|(_, word)| word.fingerprint()).collect();
             let spoken: Vec<String> = said.iter().map(|(_, word)| word.words(kinds.len())).collect();
             let words = said_once(said.iter().zip(&spoken).map(|((node, _), words)| (*node, words.as_str())));
             let told: Vec<String> =

@@ -87,7 +87,8 @@ fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect>
             port.rdma_active = Some(is_in);
             let peer = if of == "a" { "1>0" } else { "0>1" };
             port.peers.clear();
-            port.peers.extend(is_in.then(|| PortPeer { domain_uuid: peer.to_owned(), ..PortPeer::default() }));
+            port.peers
+                .extend(is_in.then(|| PortPeer { domain_uuid: peer.to_owned(), ..PortPeer::default() }));
         }));
     }
     effects
@@ -95,7 +96,9 @@ fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect>
 
 fn launches(effects: &[Effect]) -> Vec<Arc<GangLaunch>> {
     let of = |effect: &Effect| match effect {
-        Effect::Send { command: Command::StartWorker { gang, worker, .. }, .. } if worker.rank == 0 => gang.clone(),
+        Effect::Send { command: Command::StartWorker { gang, worker, .. }, .. } if worker.rank == 0 => {
+            gang.clone()
+        }
         _ => None,
     };
     effects.iter().filter_map(of).collect()
@@ -151,7 +154,11 @@ fn three_macs_each_cabled_to_both_others_are_a_mesh_and_without_one_cable_a_chai
     assert_eq!(stopped(&effects).len(), 3, "the ring is broken");
     let _ = obey(&mut kit, &effects, ExitClass::Killed);
     let _ = kit.wait(5_000, &sessions);
-    assert!(why(&kit, "refused").iter().any(|why| why.contains("no allowed links join")), "{:#?}", kit.job(1).plan);
+    assert!(
+        why(&kit, "refused").iter().any(|why| why.contains("no allowed links join")),
+        "{:#?}",
+        kit.job(1).plan
+    );
 }
 
 #[test]
@@ -184,7 +191,11 @@ fn what_rdma_lacks_is_told_and_the_cable_is_used_without_it() {
         let (mut kit, sessions) = macs(&[60, 60]);
         let _ = change(&mut kit, "b", how);
         let (gang, _) = at_work(&mut kit, &sessions);
-        assert_eq!((gang.backend, link_kind(&kit)), (Backend::Ring, Some(LinkKind::Thunderbolt)), "row {index}");
+        assert_eq!(
+            (gang.backend, link_kind(&kit)),
+            (Backend::Ring, Some(LinkKind::Thunderbolt)),
+            "row {index}"
+        );
         assert_eq!(gang.coordinator, None);
         assert_eq!(why(&kit, rule), [told], "row {index}: {:#?}", kit.job(1).plan);
         let ring: Vec<String> =
@@ -225,7 +236,10 @@ fn where_rdma_goes_the_gang_goes_on_by_tcp_and_comes_back_when_it_has_held() {
     let _ = obey(&mut kit, &effects, ExitClass::Orderly);
     let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
     assert_eq!(gang.unwrap().backend, Backend::Jaccl);
-    assert!(why(&kit, "climbed")[0].contains("from a pipeline over ring (Thunderbolt) to a pipeline over jaccl (RDMA)"));
+    assert!(
+        why(&kit, "climbed")[0]
+            .contains("from a pipeline over ring (Thunderbolt) to a pipeline over jaccl (RDMA)")
+    );
 }
 
 /// It takes TCP with it, and is told once.
@@ -239,7 +253,12 @@ fn a_cable_that_is_out_is_one_incident() {
     assert_eq!(stopped(&effects).len(), 2);
     let incidents: Vec<String> = kit.machine.incidents().map(|incident| incident.summary.clone()).collect();
     assert_eq!(incidents, ["the cable of a and b is down: en4 of a is down or without carrier"]);
-    assert_eq!(events(&effects).iter().filter(|kind| kind.contains("link")).count(), 1, "{:?}", events(&effects));
+    assert_eq!(
+        events(&effects).iter().filter(|kind| kind.contains("link")).count(),
+        1,
+        "{:?}",
+        events(&effects)
+    );
     let _ = obey(&mut kit, &effects, ExitClass::Killed);
     let _ = kit.wait(5_000, &sessions);
     assert_eq!(started(&kit.wait(1_000, &sessions)), [], "there is no other way");
@@ -301,7 +320,9 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
         let _ = kit.wait(100, &sessions);
         let told = why(&kit, "link-unsettled");
         assert!(
-            told[0].starts_with("not over RDMA over the cable of a and b: a gang over it was lost, and it is left alone for "),
+            told[0].starts_with(
+                "not over RDMA over the cable of a and b: a gang over it was lost, and it is left alone for "
+            ),
             "{told:?}"
         );
     }
@@ -323,7 +344,10 @@ fn rdma_that_is_left_alone_stays_so_when_its_cable_comes_back() {
         assert_eq!(gang.unwrap().backend, Backend::Ring);
     }
     let told = why(&kit, "link-unsettled");
-    assert!(told.last().unwrap().ends_with("a gang over it was lost, and it is left alone for 57 min"), "{told:?}");
+    assert!(
+        told.last().unwrap().ends_with("a gang over it was lost, and it is left alone for 57 min"),
+        "{told:?}"
+    );
 }
 
 #[test]

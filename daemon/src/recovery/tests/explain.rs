@@ -316,7 +316,11 @@ fn a_link_that_is_to_prove_itself_and_a_node_without_a_job_are_told() {
     assert_holds(&rulings, "links", "to b over en5");
     assert_keeps(&rulings, "job", "there is no job");
     let _ = pull_cable(&mut kit, "b", false);
-    assert_holds(&on_node(&kit, "a"), "links", "none to other nodes by a cable or in the networks that are allowed");
+    assert_holds(
+        &on_node(&kit, "a"),
+        "links",
+        "none to other nodes by a cable or in the networks that are allowed",
+    );
     let _ = pull_cable(&mut kit, "b", true);
     let _ = kit.wait(1_000, &sessions);
     assert_keeps(&on_node(&kit, "a"), "link-unsettled", "the link to b has failed, and must hold for ");

@@ -50,7 +50,10 @@ fn a_restart_that_ends_no_worker_is_told_and_makes_the_next_one_gentler() {
     let _ = kit.wait(16_000, &sessions);
     let [fault] = faults(&kit).try_into().unwrap();
     assert_eq!(fault.summary, "the GPU of a was restarted, and no worker ended for it");
-    assert_eq!((fault.evidence.as_slice(), fault.closed_unix_ms.is_some()), ([ROSE.to_owned()].as_slice(), true));
+    assert_eq!(
+        (fault.evidence.as_slice(), fault.closed_unix_ms.is_some()),
+        ([ROSE.to_owned()].as_slice(), true)
+    );
     let mut effects = kit.exit("a", worker, ExitClass::Crashed);
     effects.extend(kit.wait(1_000, &sessions));
     assert_eq!(next_settings(&effects), (4, 1_024));
@@ -86,7 +89,8 @@ fn restarts_alone_lead_to_quarantine() {
         assert!(kit.machine.node(&NodeId::from("a")).unwrap().quarantine.is_none());
         let _ = counter(&mut kit, restarts);
     }
-    let quarantine = kit.machine.node(&NodeId::from("a")).unwrap().quarantine.clone().expect("it is left alone");
+    let quarantine =
+        kit.machine.node(&NodeId::from("a")).unwrap().quarantine.clone().expect("it is left alone");
     assert!(quarantine.reason.ends_with("rose from 4 to 5"), "{quarantine:?}");
 }
 

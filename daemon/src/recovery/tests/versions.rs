@@ -91,7 +91,8 @@ fn a_gang_comes_back_when_every_node_has_the_update() {
         if node == "a" {
             assert_eq!(plan.mode, Mode::Independent);
             let told = kit.machine.explain_job(kit.now, JobId(1)).unwrap();
-            let told = told.into_iter().find(|ruling| ruling.rule == "versions").expect("why it is no pipeline");
+            let told =
+                told.into_iter().find(|ruling| ruling.rule == "versions").expect("why it is no pipeline");
             assert_eq!(
                 told.sentence,
                 "no gang of a and b: they have macOS 25D201 and macOS 25D125, and ranks need the same"

@@ -221,9 +221,14 @@ impl Night {
             self.links_back.remove(&node);
             self.set_link(&node, true);
         }
-        let due: Vec<NodeId> =
-            self.rdma_back.extract_if(.., |_, back| *back <= self.now_ms).map(|(node, _)| node).collect();
+        let due: Vec<NodeId> = self
+            .rdma_back
+            .iter()
+            .filter(|(_, back)| **back <= self.now_ms)
+            .map(|(node, _)| node.clone())
+            .collect();
         for node in due {
+            self.rdma_back.remove(&node);
             self.set_rdma(&node, true);
         }
         // A memory that was looked at after a kill has come back.
