@@ -32,7 +32,7 @@ pub(crate) use models::NodeReport;
 use crate::{
     config::Config,
     ledger::{self, InputReader},
-    model::{Epoch, EventDraft, Incident, JobId, NodeId, Severity},
+    model::{Epoch, EventDraft, Incident, JobId, NodeId, Severity, WorkerKey},
     notify,
     recovery::{CommittedRow, Event, Machine, Now, SessionId},
 };
@@ -94,6 +94,8 @@ struct Display {
     memory_budget_bytes: u64,
     /// The Thunderbolt buses that its agent was told of in this session.
     told_ports: BTreeSet<String>,
+    /// What its system counts of the memory of its worker, and of which that is.
+    footprint: Option<(WorkerKey, u64)>,
     /// How far its clock is ahead of this one, by its last heartbeat; the way of that heartbeat included.
     clock_ahead_ms: Option<i64>,
 }

@@ -39,6 +39,15 @@ pub(super) fn process_start(pid: u32) -> Option<u64> {
         .then(|| info.pbi_start_tvsec.saturating_mul(1_000_000).saturating_add(info.pbi_start_tvusec))
 }
 
+pub(super) fn footprint_bytes(pid: u32) -> Option<u64> {
+    let pid = c_int::try_from(pid).ok()?;
+    let mut usage = MaybeUninit::<libc::rusage_info_v4>::zeroed();
+    // SAFETY: the buffer is the structure of the version that is asked for, and the call writes no more than that.
+    let result = unsafe { libc::proc_pid_rusage(pid, libc::RUSAGE_INFO_V4, usage.as_mut_ptr().cast()) };
+    // SAFETY: it began as zeros, and the call wrote plain integers.
+    (result == 0).then(|| unsafe { usage.assume_init() }.ri_phys_footprint)
+}
+
 unsafe extern "C" {
     // libc's own declaration is deprecated in favour of a crate that is nothing but declarations.
     safe fn mach_host_self() -> libc::mach_port_t;

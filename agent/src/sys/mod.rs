@@ -11,6 +11,13 @@ mod native;
 #[cfg(target_os = "macos")]
 pub use native::{accelerator, carrier, load_1m, pages};
 
+/// What the system counts of a process's memory: on macOS its `phys_footprint`, by which it is ended when memory runs out and which
+/// holds what the GPU uses of it (FIELD-NOTES 4); on Linux what of it is resident. `None` when there is no such process.
+#[must_use]
+pub fn footprint_bytes(pid: u32) -> Option<u64> {
+    native::footprint_bytes(pid)
+}
+
 /// A number that differs for two processes that had the same pid one after the other, within one boot: clock ticks
 /// since boot on Linux, microseconds since 1970 on macOS. `None` when there is no such process (or one that has ended
 /// and is only not collected yet), or its start cannot be learnt.
@@ -22,6 +29,17 @@ pub fn process_start(pid: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_takes_memory_has_more_of_it() {
+        const MIB: u64 = 1 << 20;
+        let me = std::process::id();
+        let before = footprint_bytes(me).unwrap();
+        let taken = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let after = footprint_bytes(me).unwrap();
+        assert!(after >= before + 32 * MIB, "{before} {after} {}", taken.len());
+        assert_eq!(footprint_bytes(u32::MAX), None);
+    }
 
     #[test]
     fn a_process_has_one_start_and_a_dead_one_none() {

@@ -36,7 +36,7 @@ use super::{
     reader::{Batch, Reader},
     stdin::Writer,
 };
-use crate::{logging::Source, probe, session::feed::Sender as Feed, spool};
+use crate::{logging::Source, probe, session::feed::Sender as Feed, spool, sys};
 
 /// After the exit, for what the pipes still hold.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -405,7 +405,8 @@ impl Task {
             // A session that cannot keep up gets the next report instead, with newer numbers.
             let Some(place) = feed.try_reserve() else { return };
             let (progress, more) = self.machine.report(now, REPORT_BYTES);
-            place.progress(v1::Progress { worker: Some(self.key.to_proto()), ..progress });
+            let footprint_bytes = sys::footprint_bytes(self.group.leader());
+            place.progress(v1::Progress { worker: Some(self.key.to_proto()), footprint_bytes, ..progress });
             if !more {
                 return;
             }

@@ -19,6 +19,7 @@ pub(crate) fn worker(job_id: u64, epoch: u64, node: &str, pid: u32) -> v1::Worke
         tokens_per_s: 206.4,
         peak_memory_bytes: 3 * GIB + GIB / 2,
         since_unix_ms: NOW_MS - 14 * MINUTE_MS,
+        footprint_bytes: Some(4 * GIB),
     }
 }
 

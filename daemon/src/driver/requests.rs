@@ -237,7 +237,10 @@ impl Driver {
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,
             FromAgent::Progress(progress) => {
+                let footprint_bytes = progress.footprint_bytes;
                 let news = convert::progress(progress);
+                let display = self.displays.entry(node.clone()).or_default();
+                display.footprint = footprint_bytes.map(|bytes| (news.worker, bytes));
                 self.apply(Event::Progress { node, news }, &[]).await;
             }
             FromAgent::RowResults(results) => {

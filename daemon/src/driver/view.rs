@@ -122,12 +122,34 @@ impl Driver {
         self.machine.node(id).map(|node| self.node_message(self.now(), node))
     }
 
+    fn worker_message(&self, now: Now, job: &Job, worker: &Worker) -> v1::Worker {
+        let key = worker.key(job.record.id);
+        let footprint = self.displays.get(&worker.node).and_then(|display| display.footprint);
+        v1::Worker {
+            worker: Some(convert::worker_id(key)),
+            node_id: worker.node.to_string(),
+            phase: convert::phase_out(if worker.stopping.is_some() {
+                crate::recovery::WorkerPhase::Stopping
+            } else {
+                worker.phase
+            })
+            .into(),
+            pid: worker.pid,
+            held_rows: worker.held_rows,
+            active_rows: worker.active_rows,
+            tokens_per_s: worker.tokens_per_s(now.mono_ms),
+            peak_memory_bytes: worker.peak_memory_bytes,
+            since_unix_ms: worker.since_unix_ms,
+            footprint_bytes: footprint.filter(|(of, _)| *of == key).map(|(_, bytes)| bytes),
+        }
+    }
+
     pub(super) fn node_message(&self, now: Now, node: &Node) -> v1::Node {
         let display = self.displays.get(&node.id);
         let workers: Vec<v1::Worker> = self
             .machine
             .jobs()
-            .filter_map(|job| Some(worker_message(now, job, job.workers.get(&node.id)?)))
+            .filter_map(|job| Some(self.worker_message(now, job, job.workers.get(&node.id)?)))
             .collect();
         let unusable = node.unusable(now);
         let state = match (&node.session, &unusable) {
@@ -203,7 +225,7 @@ impl Driver {
             duplicate_results: record.duplicate_results,
             results_path: dir.join("results.jsonl").to_string_lossy().into_owned(),
             errors_path: dir.join("errors.jsonl").to_string_lossy().into_owned(),
-            workers: job.workers.values().map(|worker| worker_message(now, job, worker)).collect(),
+            workers: job.workers.values().map(|worker| self.worker_message(now, job, worker)).collect(),
             // What holds a job that is not to run is not the plan.
             plan_reasons: job
                 .plan
@@ -294,25 +316,6 @@ fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
         .map(|quarantine| condition("Quarantined", True, "GpuFaults", &quarantine.reason));
     let reboot = node.needs_reboot().map(|(reason, text)| condition("NeedsReboot", True, reason, &text));
     [ready, connected, runtime].into_iter().chain(quarantined).chain(reboot).collect()
-}
-
-fn worker_message(now: Now, job: &Job, worker: &Worker) -> v1::Worker {
-    v1::Worker {
-        worker: Some(convert::worker_id(worker.key(job.record.id))),
-        node_id: worker.node.to_string(),
-        phase: convert::phase_out(if worker.stopping.is_some() {
-            crate::recovery::WorkerPhase::Stopping
-        } else {
-            worker.phase
-        })
-        .into(),
-        pid: worker.pid,
-        held_rows: worker.held_rows,
-        active_rows: worker.active_rows,
-        tokens_per_s: worker.tokens_per_s(now.mono_ms),
-        peak_memory_bytes: worker.peak_memory_bytes,
-        since_unix_ms: worker.since_unix_ms,
-    }
 }
 
 pub(super) fn incident_message(incident: &Incident) -> v1::Incident {

@@ -214,8 +214,10 @@ pub struct WorkerView {
     pub active_rows: u32,
     /// Tokens written a second, now.
     pub tokens_per_s: f64,
-    /// The most memory it has used.
+    /// The most memory it has used, as MLX counts.
     pub peak_memory_bytes: Option<u64>,
+    /// What the system counts of its process now: phys_footprint on macOS, what is resident on Linux.
+    pub footprint_bytes: Option<u64>,
     /// When it was started.
     pub started_at: Option<At>,
 }
@@ -259,6 +261,7 @@ impl From<v1::Worker> for WorkerView {
             active_rows: worker.active_rows,
             tokens_per_s: worker.tokens_per_s,
             peak_memory_bytes: nonzero(worker.peak_memory_bytes),
+            footprint_bytes: worker.footprint_bytes,
             started_at: At::from_unix_ms(worker.since_unix_ms),
         }
     }
