@@ -193,10 +193,11 @@ impl Machine {
     fn unsettled_reasons(&self, now: Now) -> Vec<Reason> {
         let text = |name: &LinkName| {
             let left = span(self.settles_in_ms(now, name).next_multiple_of(1_000));
+            let by = if name.kind == LinkKind::Rdma { "by" } else { "over" };
             if self.left_alone_ms(now, name) > 0 {
-                format!("not over {name}: a gang over it was lost, and it is left alone for {left}")
+                format!("not {by} {name}: a gang was lost there, and it is left alone for {left}")
             } else {
-                format!("not over {name}: it has failed, and must hold for {left} first")
+                format!("not {by} {name}: it has failed, and must hold for {left} first")
             }
         };
         self.link_health.unsettled.iter().map(|name| Reason::new("link-unsettled", text(name))).collect()

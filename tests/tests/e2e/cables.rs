@@ -113,7 +113,7 @@ async fn ladder() {
     let sharded = |job: &Job| job.mode() == Mode::Pipeline && job.workers.len() == 2;
     let (job, reasons) = macs.wait_for(&job, "a pipeline over the cable", sharded).await;
     let left_alone =
-        "not over RDMA over the cable of n1 and n2: a gang over it was lost, and it is left alone for ";
+        "not by RDMA over the cable of n1 and n2: a gang was lost there, and it is left alone for ";
     assert_told(&reasons, &["ring (TCP over Thunderbolt)", left_alone]);
     let faults = macs.cluster.control().incidents("link-fault").await;
     assert_eq!(nightshift_tests::control::times(&faults), 1, "{faults:#?}");

@@ -321,7 +321,7 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
         let told = why(&kit, "link-unsettled");
         assert!(
             told[0].starts_with(
-                "not over RDMA over the cable of a and b: a gang over it was lost, and it is left alone for "
+                "not by RDMA over the cable of a and b: a gang was lost there, and it is left alone for "
             ),
             "{told:?}"
         );
@@ -345,7 +345,7 @@ fn rdma_that_is_left_alone_stays_so_when_its_cable_comes_back() {
     }
     let told = why(&kit, "link-unsettled");
     assert!(
-        told.last().unwrap().ends_with("a gang over it was lost, and it is left alone for 57 min"),
+        told.last().unwrap().ends_with("a gang was lost there, and it is left alone for 57 min"),
         "{told:?}"
     );
 }
