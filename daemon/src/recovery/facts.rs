@@ -1,5 +1,7 @@
 //! What a node says of itself. Plain data.
 
+use std::fmt;
+
 use crate::{fit::NodeMemory, model::Thunderbolt, planner::Interface};
 
 /// What an agent says of its machine when it connects.
@@ -34,15 +36,20 @@ pub struct Versions {
     pub os: String,
 }
 
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known: Vec<&str> =
+            [self.os.as_str(), &self.runtime].into_iter().filter(|text| !text.is_empty()).collect();
+        f.write_str(&known.join(", "))
+    }
+}
+
 impl Versions {
-    /// What keeps two nodes out of one gang; what is not known keeps nobody.
+    /// Whether they keep two nodes out of one gang; what is not known keeps nobody.
     #[must_use]
-    pub fn difference(&self, other: &Self, same_os: bool) -> Option<String> {
+    pub fn keep_apart(&self, other: &Self, same_os: bool) -> bool {
         let differ = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
-        if differ(&self.runtime, &other.runtime) {
-            return Some(format!("{} and {}", self.runtime, other.runtime));
-        }
-        (same_os && differ(&self.os, &other.os)).then(|| format!("{} and {}", self.os, other.os))
+        differ(&self.runtime, &other.runtime) || (same_os && differ(&self.os, &other.os))
     }
 }
 

@@ -16,10 +16,14 @@ use super::{
 };
 use crate::model::{
     Cable, CableClass, CableEnd, Epoch, Fault, JobId, Link, LinkKind, LinkName, NodeId, Reason, Severity,
+    said_once,
 };
 
 /// The longest that RDMA is left alone after gangs that were lost over it: it is tried once more the same night.
 const MOST_RDMA_SETTLE_MS: u64 = 3 * 3_600_000;
+
+/// Ways that a plan does without and names: those of seven Macs, each cabled to every other.
+const MOST_REASONS: usize = 21;
 
 /// Of one link.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -182,7 +186,7 @@ impl Machine {
         let has_starts =
             |node: &NodeId| self.nodes.get(node).is_none_or(|node| !node.facts.boot.rdma_is_used_up());
         let relied = |link: &&Link| {
-            self.difference(&link.a.node, &link.b.node).is_none()
+            !self.are_kept_apart(&link.a.node, &link.b.node)
                 && !self.link_health.unsettled.contains(&link.name())
                 && (link.kind != LinkKind::Rdma || (has_starts(&link.a.node) && has_starts(&link.b.node)))
         };
@@ -284,29 +288,38 @@ impl Machine {
 
     /// Why a plan for these nodes does without some of the ways between them.
     pub(super) fn unused_links(&self, now: Now, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
-        [self.version_reasons(nodes), self.unsettled_reasons(now), self.cable_reasons(nodes)].concat()
+        let of_links = self.unsettled_reasons(now).into_iter().chain(self.cable_reasons(nodes));
+        self.version_reasons(nodes).into_iter().chain(of_links.take(MOST_REASONS)).collect()
     }
 
-    /// What keeps two nodes out of one gang, of what runs on them.
-    fn difference(&self, one: &NodeId, other: &NodeId) -> Option<String> {
-        let (one, other) = (self.nodes.get(one)?, self.nodes.get(other)?);
-        one.facts.versions.difference(&other.facts.versions, self.policy.gang_same_os)
+    /// Whether what runs on these two keeps them out of one gang.
+    fn are_kept_apart(&self, one: &NodeId, other: &NodeId) -> bool {
+        let nodes = self.nodes.get(one).zip(self.nodes.get(other));
+        nodes.is_some_and(|(one, other)| {
+            one.facts.versions.keep_apart(&other.facts.versions, self.policy.gang_same_os)
+        })
     }
 
     /// Why a plan makes no gang of some of these nodes, though there is a way between them.
-    fn version_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
+    fn version_reasons(&self, nodes: &BTreeSet<NodeId>) -> Option<Reason> {
         let between = |link: &&Link| nodes.contains(&link.a.node) && nodes.contains(&link.b.node);
-        let mut pairs: Vec<(&NodeId, &NodeId)> =
-            self.links.iter().filter(between).map(|link| (&link.a.node, &link.b.node)).collect();
-        pairs.dedup();
-        let told = pairs.into_iter().filter_map(|(a, b)| {
-            let what = self.difference(a, b)?;
-            Some(Reason::new(
-                "versions",
-                format!("no gang of {a} and {b}: they have {what}, and ranks need the same"),
-            ))
-        });
-        told.collect()
+        let differ = |link: &&Link| self.are_kept_apart(&link.a.node, &link.b.node);
+        let apart: BTreeSet<&NodeId> = self
+            .links
+            .iter()
+            .filter(between)
+            .filter(differ)
+            .flat_map(|link| [&link.a.node, &link.b.node])
+            .collect();
+        let versions: Vec<(&NodeId, String)> = apart
+            .into_iter()
+            .filter_map(|id| Some((id, self.nodes.get(id)?.facts.versions.to_string())))
+            .collect();
+        let said = said_once(versions.iter().map(|(node, words)| (*node, words.as_str())));
+        let told: Vec<String> =
+            said.into_iter().map(|(nodes, words)| format!("{words} on {nodes}")).collect();
+        let text = || format!("nodes with different versions make no gang: {}", told.join("; "));
+        (!told.is_empty()).then(|| Reason::new("versions", text()))
     }
 
     /// Why a plan for these nodes does without RDMA, or without a cable at all, where there is one.

@@ -95,7 +95,8 @@ fn a_gang_comes_back_when_every_node_has_the_update() {
                 told.into_iter().find(|ruling| ruling.rule == "versions").expect("why it is no pipeline");
             assert_eq!(
                 told.sentence,
-                "no gang of a and b: they have macOS 25D201 and macOS 25D125, and ranks need the same"
+                "nodes with different versions make no gang: macOS 25D201, MLX 0.32.4, mlx-lm 0.32.2 on a; macOS 25D125, MLX 0.32.4, \
+                 mlx-lm 0.32.2 on b"
             );
         }
     }
