@@ -328,6 +328,17 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
     }
 }
 
+/// Ranks over RDMA of which one is gone wait for it for ever (FIELD-NOTES 2).
+#[test]
+fn so_is_rdma_over_which_a_gang_hung() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = at_work(&mut kit, &sessions);
+    let effects = kit.wait(121_000, &sessions);
+    assert!(events(&effects).contains(&"worker-silent"));
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(next_gang(&mut kit, &sessions, 5_000).0.unwrap().backend, Backend::Ring);
+}
+
 /// It mends nothing that somebody pulls the cable and plugs it in.
 #[test]
 fn rdma_that_is_left_alone_stays_so_when_its_cable_comes_back() {
