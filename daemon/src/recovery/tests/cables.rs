@@ -9,7 +9,7 @@ use super::{
     ladder::{asked, obey, start_all},
 };
 use crate::{
-    model::{Backend, Fault, JobId, LinkKind, Mode, Port, PortPeer, WorkerKey},
+    model::{Backend, Fault, JobId, LinkKind, Mode, NodeId, Port, PortPeer, WorkerKey},
     planner::Interface,
     recovery::*,
 };
@@ -319,6 +319,8 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
         assert_eq!(gang.unwrap().backend, Backend::Ring, "after {class:?}");
         let _ = kit.wait(100, &sessions);
         let told = why(&kit, "link-unsettled");
+        let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
+        assert!(of_a.iter().all(|ruling| ruling.rule != "did-not-meet"), "they do over the cable: {class:?}");
         assert!(
             told[0].starts_with(
                 "not by RDMA over the cable of a and b: a gang was lost there, and it is left alone for "
@@ -326,6 +328,27 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
             "{told:?}"
         );
     }
+}
+
+/// How a rank ends that was told to says nothing of RDMA.
+#[test]
+fn the_end_of_a_gang_that_was_asked_for_is_no_fault_of_rdma() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = at_work(&mut kit, &sessions);
+    let effects = set_rdma(&mut kit, "b", false);
+    let _ = obey(&mut kit, &effects, ExitClass::Crashed);
+    let _ = set_rdma(&mut kit, "b", true);
+    let _ = kit.wait(500, &sessions);
+    let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
+    let unsettled: Vec<&str> = of_a
+        .iter()
+        .filter(|ruling| ruling.rule == "link-unsettled")
+        .map(|ruling| ruling.sentence.as_str())
+        .collect();
+    assert_eq!(
+        unsettled,
+        ["RDMA over the cable to b has failed, and must hold for 9 s more before it is relied on"]
+    );
 }
 
 /// Ranks over RDMA of which one is gone wait for it for ever (FIELD-NOTES 2).
