@@ -330,6 +330,22 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
     }
 }
 
+#[test]
+fn rdma_that_is_left_alone_keeps_no_job_from_a_pipeline_by_tcp() {
+    let (mut kit, sessions) = macs(&[100, 100]);
+    let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
+    effects.extend(kit.wait(2_100, &sessions));
+    let ranks = start_all(&mut kit, &effects);
+    let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+    let _ = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(next_gang(&mut kit, &sessions, 5_000).0.unwrap().backend, Backend::Ring);
+    let effects = set_cable(&mut kit, "a", "b", false);
+    let effects = obey(&mut kit, &effects, ExitClass::Killed);
+    assert_eq!(start_all(&mut kit, &effects).len(), 2, "each alone");
+    let _ = set_cable(&mut kit, "a", "b", true);
+    assert!(events(&kit.wait(75_000, &sessions)).contains(&"climbing"));
+}
+
 /// How a rank ends that was told to says nothing of RDMA.
 #[test]
 fn the_end_of_a_gang_that_was_asked_for_is_no_fault_of_rdma() {
@@ -337,6 +353,8 @@ fn the_end_of_a_gang_that_was_asked_for_is_no_fault_of_rdma() {
     let _ = at_work(&mut kit, &sessions);
     let effects = set_rdma(&mut kit, "b", false);
     let _ = obey(&mut kit, &effects, ExitClass::Crashed);
+    // It holds from when it is back, and not from when the cable was there.
+    let _ = kit.wait(60_000, &sessions);
     let _ = set_rdma(&mut kit, "b", true);
     let _ = kit.wait(500, &sessions);
     let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
