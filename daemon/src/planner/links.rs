@@ -100,12 +100,13 @@ impl NodeInterfaces {
     }
 }
 
-/// Of each pair of nodes the best link of each kind: by cables, and by the networks that are allowed. Cost: pairs × addresses².
+/// Of each pair of nodes the best link of each kind: by cables, for RDMA too where that is wanted, and by the networks that are
+/// allowed. Cost: pairs × addresses².
 #[must_use]
-pub fn links(nodes: &[NodeInterfaces], allowed: &[Network]) -> Vec<Link> {
+pub fn links(nodes: &[NodeInterfaces], allowed: &[Network], rdma: bool) -> Vec<Link> {
     let ports: Vec<NodePorts<'_>> = nodes.iter().map(NodeInterfaces::ports).collect();
     let mut found: Vec<Link> = Vec::new();
-    for link in cable_links(&ports) {
+    for link in cable_links(&ports).into_iter().filter(|link| rdma || link.kind != LinkKind::Rdma) {
         // They come in order of receptacles.
         if found.iter().all(|other| other.name() != link.name()) {
             found.push(link);
@@ -252,7 +253,7 @@ mod tests {
 
     fn found(nodes: &[NodeInterfaces], allowed: &[&str]) -> Vec<String> {
         let allowed: Vec<Network> = allowed.iter().map(|text| Network::parse(text).unwrap()).collect();
-        links(nodes, &allowed)
+        links(nodes, &allowed, true)
             .into_iter()
             .map(|link| format!("{}:{}-{}:{}", link.a.node, link.a.interface, link.b.node, link.b.interface))
             .collect()

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     fit::{ModelFacts, Workload},
-    model::{JobId, JobState, Link, LinkKind, Measurement, Mode, NodeId, Reason, Rung},
+    model::{JobId, JobState, Link, Measurement, Mode, NodeId, Reason, Rung},
     planner::{
         self, Answer, Candidate, Choice, Layout, Limits, NodeInterfaces, NodePorts, Question, Wish, links,
     },
@@ -228,8 +228,7 @@ impl Machine {
                 thunderbolt: node.facts.thunderbolt.clone(),
             })
             .collect();
-        let mut found = links(&interfaces, &self.policy.gang_networks);
-        found.retain(|link| link.kind != LinkKind::Rdma || self.policy.gang_rdma);
+        let found = links(&interfaces, &self.policy.gang_networks, self.policy.gang_rdma);
         let ports: Vec<NodePorts<'_>> = interfaces.iter().map(NodeInterfaces::ports).collect();
         let cables = planner::cables(&ports);
         self.links_version += u64::from(found != self.links || cables != self.cables);

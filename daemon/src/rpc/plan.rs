@@ -170,8 +170,7 @@ pub(crate) fn live(
     };
     match facts_of(report) {
         Ok(facts) => {
-            let mut links = links(&interfaces, &view.networks);
-            links.retain(|link| link.kind != LinkKind::Rdma || view.rdma);
+            let links = links(&interfaces, &view.networks, view.rdma);
             let known = Known {
                 on_gpu: nodes.iter().all(|node| node.memory.has_metal),
                 links: &links,
