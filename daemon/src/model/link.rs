@@ -28,9 +28,7 @@ impl Backend {
             Self::JacclRing => "jaccl-ring",
         }
     }
-}
 
-impl Backend {
     /// Whether its ranks talk by RDMA, so that each start costs something that only a restart of the machine brings back.
     #[must_use]
     pub fn is_rdma(self) -> bool {

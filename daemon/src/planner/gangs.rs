@@ -274,22 +274,7 @@ impl Formation {
             control_address: if rank == 0 { None } else { address_at(0, rank) },
             rdma_devices: (0..count).map(|other| device_at(rank, other)).collect(),
         });
-        let mut links: Vec<Link> = Vec::new();
-        for (rank, other) in (0..count).flat_map(|rank| (rank + 1..count).map(move |other| (rank, other))) {
-            let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == count);
-            let computes = match backend {
-                Backend::Ring => tcp(rank, other).filter(|_| are_neighbours),
-                Backend::JacclRing => rdma(rank, other).filter(|_| are_neighbours),
-                Backend::Jaccl => rdma(rank, other),
-            };
-            // Rows go from rank 0 to the others.
-            let told = tcp(rank, other).filter(|_| rank == 0);
-            for link in [computes, told].into_iter().flatten() {
-                if !links.contains(link) {
-                    links.push(link.clone());
-                }
-            }
-        }
+        let links = links_used(backend, count, tcp, rdma);
         let computed_over = |link: &&Link| (link.kind == LinkKind::Rdma) == backend.is_rdma();
         let link_kind = links.iter().filter(computed_over).map(|link| link.kind).max();
         GangPlan {
@@ -301,6 +286,32 @@ impl Formation {
             ranks: ranks.collect(),
         }
     }
+}
+
+/// The links that a gang of so many ranks uses, of those for TCP and for RDMA between two ranks.
+pub fn links_used<'a>(
+    backend: Backend,
+    ranks: usize,
+    tcp: impl Fn(usize, usize) -> Option<&'a Link>,
+    rdma: impl Fn(usize, usize) -> Option<&'a Link>,
+) -> Vec<Link> {
+    let mut links: Vec<Link> = Vec::new();
+    for (rank, other) in (0..ranks).flat_map(|rank| (rank + 1..ranks).map(move |other| (rank, other))) {
+        let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == ranks);
+        let computes = match backend {
+            Backend::Ring => tcp(rank, other).filter(|_| are_neighbours),
+            Backend::JacclRing => rdma(rank, other).filter(|_| are_neighbours),
+            Backend::Jaccl => rdma(rank, other),
+        };
+        // Rows go from rank 0 to the others.
+        let told = tcp(rank, other).filter(|_| rank == 0);
+        for link in [computes, told].into_iter().flatten() {
+            if !links.contains(link) {
+                links.push(link.clone());
+            }
+        }
+    }
+    links
 }
 
 /// Index combinations in the order of the sum of their places, roughly: lexicographic over candidates sorted by size.

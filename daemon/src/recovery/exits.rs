@@ -53,9 +53,8 @@ impl Machine {
         let tokens_lost = worker.tokens_at_risk();
         let asked = matches!(stopping, Some(StopReason::NotNeeded | StopReason::LinkLost))
             || exit.class == ExitClass::Orderly;
-        let is_over_rdma = self.gang_mut(job_id, epoch).is_some_and(|gang| gang.backend.is_rdma());
         // Over TCP the same nodes may well find one another.
-        if exit.class == ExitClass::Apart && !asked && !is_over_rdma {
+        if exit.class == ExitClass::Apart && !asked && !self.is_over_rdma(job_id, epoch) {
             self.note_unmet(now, job_id, epoch);
         }
         if exit.killed_while_loaded {
@@ -145,8 +144,8 @@ impl Machine {
         }
         let is_cause =
             if asked { had_aftermath && rules::explains_a_lost_rank(exit.class) } else { !is_aftermath };
-        let is_over_rdma = self.gang_mut(job_id, epoch).is_some_and(|gang| gang.backend.is_rdma());
-        if is_cause && !asked && is_over_rdma && rules::speaks_against_rdma(exit.class, was_hung) {
+        let may_be_of_rdma = is_cause && !asked && rules::speaks_against_rdma(exit.class, was_hung);
+        if may_be_of_rdma && self.is_over_rdma(job_id, epoch) {
             self.distrust_links(now, job_id, epoch);
         }
         let finding = self.suspect_rows_of_gang(now, node, exit, is_cause, was_hung);

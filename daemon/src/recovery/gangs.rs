@@ -18,7 +18,7 @@ use crate::{
     model::{
         Backend, Epoch, JobId, Launch, Link, LinkKind, LinkName, Mode, NodeId, Reason, RowIx, Rung, Severity,
     },
-    planner::{GangPlan, Limits},
+    planner::{self, GangPlan, Limits},
 };
 
 /// Of the gangs of a job that are alive: how they were planned.
@@ -68,27 +68,15 @@ impl GangRecord {
 
 /// The links that a gang uses which another controller started: those the planner would give it among these, and where nodes have
 /// several of those it says to have been planned over. `ranks` are its nodes in order.
-fn links_of(rung: Rung, ranks: &[&NodeId], links: &[Link]) -> Vec<Link> {
-    let count = ranks.len();
-    let is_rdma = rung.backend.is_some_and(Backend::is_rdma);
-    let mut used = Vec::new();
-    for (rank, other) in (0..count).flat_map(|rank| (rank + 1..count).map(move |other| (rank, other))) {
-        let of_pair = || links.iter().filter(|link| link.joins(ranks[rank], ranks[other]));
-        let are_neighbours = rank + 1 == other || (rank == 0 && other + 1 == count);
-        let tcp = || {
-            let planned = of_pair().find(|link| !is_rdma && Some(link.kind) == rung.link_kind);
-            planned
-                .or_else(|| of_pair().filter(|link| link.kind != LinkKind::Rdma).min_by_key(|link| link.kind))
-        };
-        if is_rdma && (are_neighbours || rung.backend == Some(Backend::Jaccl)) {
-            used.extend(of_pair().find(|link| link.kind == LinkKind::Rdma).cloned());
-        }
-        // Rows go from rank 0 to every other by TCP.
-        if rank == 0 || (are_neighbours && !is_rdma) {
-            used.extend(tcp().cloned());
-        }
-    }
-    used
+fn links_of(rung: Rung, backend: Backend, ranks: &[&NodeId], links: &[Link]) -> Vec<Link> {
+    let of_pair =
+        |rank: usize, other: usize| links.iter().filter(move |link| link.joins(ranks[rank], ranks[other]));
+    let tcp = |rank, other| {
+        let best = of_pair(rank, other).filter(|link| link.kind != LinkKind::Rdma);
+        best.min_by_key(|link| (Some(link.kind) != rung.link_kind, link.kind))
+    };
+    let rdma = |rank, other| of_pair(rank, other).find(|link| link.kind == LinkKind::Rdma);
+    planner::links_used(backend, ranks.len(), tcp, rdma)
 }
 
 impl Job {
@@ -236,6 +224,12 @@ impl Machine {
         self.jobs.get_mut(&job)?.gangs.get_mut(&epoch)
     }
 
+    /// Whether the ranks of a launch talk by RDMA.
+    pub(super) fn is_over_rdma(&self, job: JobId, epoch: Epoch) -> bool {
+        let gang = self.jobs.get(&job).and_then(|job| job.gangs.get(&epoch));
+        gang.is_some_and(|gang| gang.backend.is_rdma())
+    }
+
     /// Ends what is left of a launch of which a rank is gone.
     pub(super) fn end_gang(&mut self, now: Now, job_id: JobId, epoch: Epoch, why: &str) {
         self.end_gang_but(now, job_id, epoch, None, why);
@@ -277,7 +271,7 @@ impl Machine {
             let nodes: Vec<&NodeId> = ranks.iter().map(|worker| &worker.node).collect();
             let text = "a controller before this one started it, and it came back whole";
             let reasons = vec![Reason::new("adopted", text)];
-            let links = links_of(rung, &nodes, &self.links);
+            let links = links_of(rung, backend, &nodes, &self.links);
             job.gangs.insert(epoch, GangRecord::new(backend, links, reasons));
         }
     }
@@ -318,7 +312,7 @@ mod tests {
     use super::*;
     use crate::model::{LinkEnd, LinkKind};
 
-    /// Two links between each two of these, which are in order of name: a network, and by a cable TCP and RDMA.
+    /// Three links between each two of these, which are in order of name: a network, and by a cable TCP and RDMA.
     fn full_mesh(names: &[&str]) -> Vec<Link> {
         let end = |name: &str| LinkEnd {
             node: name.into(),
@@ -344,7 +338,7 @@ mod tests {
                 backend: Some(backend),
                 link_kind: Some(link_kind),
             };
-            let used = links_of(rung, &ranks, &links);
+            let used = links_of(rung, backend, &ranks, &links);
             [LinkKind::Rdma, LinkKind::Thunderbolt, LinkKind::Network].map(|kind| {
                 let of_kind = used.iter().filter(|link| link.kind == kind);
                 let mut told: Vec<String> =
