@@ -1,5 +1,7 @@
 //! What strikes in a night and what mends again, and the person who helps.
 
+use std::collections::BTreeMap;
+
 use nightshift_daemon::{
     ledger::sim::Moment,
     model::{JobId, JobState, NodeId},
@@ -211,24 +213,10 @@ impl Night {
             self.world.set_capacity(None);
             self.excite();
         }
-        let due: Vec<NodeId> = self
-            .links_back
-            .iter()
-            .filter(|(_, back)| **back <= self.now_ms)
-            .map(|(node, _)| node.clone())
-            .collect();
-        for node in due {
-            self.links_back.remove(&node);
+        for node in take_due(&mut self.links_back, self.now_ms) {
             self.set_link(&node, true);
         }
-        let due: Vec<NodeId> = self
-            .rdma_back
-            .iter()
-            .filter(|(_, back)| **back <= self.now_ms)
-            .map(|(node, _)| node.clone())
-            .collect();
-        for node in due {
-            self.rdma_back.remove(&node);
+        for node in take_due(&mut self.rdma_back, self.now_ms) {
             self.set_rdma(&node, true);
         }
         // A memory that was looked at after a kill has come back.
@@ -297,4 +285,11 @@ impl Night {
             self.tell(Event::Drain { node, drain: false });
         }
     }
+}
+
+/// The nodes of which something is back by now.
+fn take_due(back: &mut BTreeMap<NodeId, u64>, now_ms: u64) -> Vec<NodeId> {
+    let due = back.iter().filter(|(_, back_ms)| **back_ms <= now_ms).map(|(node, _)| node.clone()).collect();
+    back.retain(|_, back_ms| *back_ms > now_ms);
+    due
 }
