@@ -247,7 +247,6 @@ fn where_rdma_goes_the_gang_goes_on_by_tcp_and_comes_back_when_it_has_held() {
 fn a_cable_that_is_out_is_one_incident() {
     let (mut kit, sessions) = macs(&[60, 60]);
     let _ = at_work(&mut kit, &sessions);
-    let _ = change(&mut kit, "a", |_| {});
     // The end that says so first is enough.
     let effects = set_cable(&mut kit, "a", "b", false);
     assert_eq!(stopped(&effects).len(), 2);
