@@ -164,7 +164,9 @@ fn three_macs_each_cabled_to_both_others_are_a_mesh_and_without_one_cable_a_chai
 #[test]
 fn what_rdma_lacks_is_told_and_the_cable_is_used_without_it() {
     type Change = fn(&mut NodeFacts);
-    let rows: [(Change, &str, &str); 4] = [
+    let no_meeting = "not by RDMA: its ranks arrange how they talk over a private network apart from the cables (IPv4), and there is \
+                      none that all of these nodes are on with an address of their own";
+    let rows: [(Change, &str, &str); 5] = [
         (
             |facts| facts.thunderbolt.rdma_enabled = Some(false),
             "cable",
@@ -178,8 +180,13 @@ fn what_rdma_lacks_is_told_and_the_cable_is_used_without_it() {
         (
             |facts| facts.interfaces[0].addresses = vec!["192.168.2.1/24".to_owned()],
             "no-meeting-place",
-            "not by RDMA: its ranks arrange how they talk over a private network apart from the cables (IPv4), and there is \
-             none that all of these nodes are on with an address of their own",
+            no_meeting,
+        ),
+        // That of the other one.
+        (
+            |facts| facts.interfaces[0].addresses = vec!["192.168.1.1/24".to_owned()],
+            "no-meeting-place",
+            no_meeting,
         ),
         (
             |facts| facts.boot = BootFacts { rdma_starts: 5, most_rdma_starts: 5, ..BootFacts::default() },
@@ -264,6 +271,26 @@ fn a_cable_that_is_out_is_one_incident() {
     let _ = set_cable(&mut kit, "a", "b", true);
     let (gang, _) = next_gang(&mut kit, &sessions, 20_000);
     assert_eq!(gang.unwrap().backend, Backend::Jaccl, "it has held");
+}
+
+/// Its rows go over a network, because TCP over the cable has failed too often of late.
+#[test]
+fn a_gang_by_rdma_ends_with_its_cable_wherever_its_rows_go() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let networks = vec![crate::planner::Network::parse("192.168.1.0/24").unwrap()];
+    let _ = kit.tell(Event::PolicyChanged(Policy { gang_networks: networks, ..Policy::default() }));
+    let _ = change(&mut kit, "b", |facts| facts.thunderbolt.rdma_enabled = Some(false));
+    for _ in 0..5 {
+        let _ = set_cable(&mut kit, "a", "b", false);
+        let _ = set_cable(&mut kit, "a", "b", true);
+    }
+    let _ = change(&mut kit, "b", |facts| facts.thunderbolt.rdma_enabled = Some(true));
+    // RDMA has failed once.
+    let _ = kit.wait(20_000, &sessions);
+    let (gang, _) = at_work(&mut kit, &sessions);
+    let control = gang.ranks[1].control_addresses[0].ip().to_string();
+    assert_eq!((gang.backend, control.as_str()), (Backend::Jaccl, "192.168.1.1"));
+    assert_eq!(stopped(&set_cable(&mut kit, "a", "b", false)).len(), 2);
 }
 
 #[test]

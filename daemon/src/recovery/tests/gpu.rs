@@ -50,6 +50,7 @@ fn a_restart_that_ends_no_worker_is_told_and_makes_the_next_one_gentler() {
     let _ = kit.wait(16_000, &sessions);
     let [fault] = faults(&kit).try_into().unwrap();
     assert_eq!(fault.summary, "the GPU of a was restarted, and no worker ended for it");
+    assert_eq!(fault.times, 1, "once");
     assert_eq!(
         (fault.evidence.as_slice(), fault.closed_unix_ms.is_some()),
         ([ROSE.to_owned()].as_slice(), true)
