@@ -474,6 +474,29 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_ends_that_speak_against_rdma() {
+        let rows = [
+            (ExitClass::Apart, true),
+            (ExitClass::CanaryFailed, true),
+            (ExitClass::Crashed, true),
+            (ExitClass::LinkFault, true),
+            (ExitClass::SpawnFailed, true),
+            (ExitClass::GpuFault, false),
+            (ExitClass::Killed, false),
+            (ExitClass::Leftover, false),
+            (ExitClass::ModelUnreadable, false),
+            (ExitClass::ModelUnsupported, false),
+            (ExitClass::Orderly, false),
+            (ExitClass::OutOfMemory, false),
+            (ExitClass::Signalled, false),
+        ];
+        for (class, expected) in rows {
+            assert_eq!(speaks_against_rdma(class, false), expected, "{class:?}");
+            assert!(speaks_against_rdma(class, true), "{class:?} that hung");
+        }
+    }
+
+    #[test]
     fn a_model_is_loaded_again_only_for_enough_rows() {
         assert_eq!(worth_loading_again(100, Some(1.0), 60_000, 8, 50_000), Some(100_000));
         assert_eq!(worth_loading_again(99, Some(1.0), 60_000, 8, 50_000), None);

@@ -139,6 +139,7 @@ fn a_cable_is_used_by_rdma_without_being_told_to() {
     let devices: Vec<_> = gang.ranks.iter().map(|rank| rank.rdma_devices.clone()).collect();
     let device = || Some("rdma_en4".to_owned());
     assert_eq!(devices, [vec![None, device()], vec![device(), None]]);
+    assert!(gang.ranks.iter().all(|rank| rank.ring_address.is_none()), "that is for TCP");
     // Over the network, and rows over the cable.
     assert_eq!(gang.coordinator.unwrap().ip().to_string(), "192.168.1.1");
     assert_eq!(gang.ranks[0].control_addresses[0].ip().to_string(), "10.99.1.1");
@@ -341,18 +342,34 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
         let (_, ranks) = at_work(&mut kit, &sessions);
         let effects = kit.exit("a", ranks[0].1, class);
         let _ = obey(&mut kit, &effects, ExitClass::Killed);
+        let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
+        assert!(
+            of_a.iter().all(|ruling| ruling.rule != "did-not-meet"),
+            "they may over the cable: {class:?}"
+        );
         let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
         assert_eq!(gang.unwrap().backend, Backend::Ring, "after {class:?}");
         let _ = kit.wait(100, &sessions);
         let told = why(&kit, "link-unsettled");
-        let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
-        assert!(of_a.iter().all(|ruling| ruling.rule != "did-not-meet"), "they do over the cable: {class:?}");
         assert!(
             told[0].starts_with(
                 "not by RDMA over the cable of a and b: a gang was lost there, and it is left alone for "
             ),
             "{told:?}"
         );
+    }
+}
+
+/// One that lost another waits for what that one says; one that breaks as it is told to end says nothing of RDMA either.
+#[test]
+fn rdma_is_not_left_alone_for_what_another_rank_explains() {
+    for class in [ExitClass::GpuFault, ExitClass::OutOfMemory, ExitClass::Crashed] {
+        let (mut kit, sessions) = macs(&[60, 60]);
+        let (_, ranks) = at_work(&mut kit, &sessions);
+        let effects = kit.exit("a", ranks[0].1, ExitClass::LinkFault);
+        let _ = obey(&mut kit, &effects, class);
+        let (gang, _) = next_gang(&mut kit, &sessions, 10_000);
+        assert_eq!(gang.unwrap().backend, Backend::Jaccl, "after {class:?}");
     }
 }
 
