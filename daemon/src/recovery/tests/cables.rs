@@ -274,6 +274,15 @@ fn a_cable_that_is_out_is_one_incident() {
     assert_eq!(gang.unwrap().backend, Backend::Jaccl, "it has held");
 }
 
+#[test]
+fn a_cable_in_a_network_that_is_listed_is_no_second_way() {
+    let (mut kit, _) = macs(&[60, 60]);
+    let networks = vec![crate::planner::Network::parse("10.99.0.0/16").unwrap()];
+    let _ = kit.tell(Event::PolicyChanged(Policy { gang_networks: networks, ..Policy::default() }));
+    let kinds: Vec<LinkKind> = kit.machine.links.iter().map(|link| link.kind).collect();
+    assert_eq!(kinds, [LinkKind::Rdma, LinkKind::Thunderbolt]);
+}
+
 /// Its rows go over a network, because TCP over the cable has failed too often of late.
 #[test]
 fn a_gang_by_rdma_ends_with_its_cable_wherever_its_rows_go() {
