@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{Backend, Fault, JobId, LinkKind, Mode, NodeId, Port, PortPeer, WorkerKey},
-    planner::Interface,
+    planner::{Interface, Network},
     recovery::*,
 };
 
@@ -70,6 +70,12 @@ fn change(kit: &mut Kit, node: &str, how: impl FnOnce(&mut NodeFacts)) -> Vec<Ef
     how(kit.machines.get_mut(node).unwrap());
     let facts = kit.machines[node].clone();
     kit.observe(node, facts)
+}
+
+/// Gangs may use this network beside the cables.
+fn list(kit: &mut Kit, network: &str) {
+    let gang_networks = vec![Network::parse(network).unwrap()];
+    let _ = kit.tell(Event::PolicyChanged(Policy { gang_networks, ..Policy::default() }));
 }
 
 fn set_rdma(kit: &mut Kit, node: &str, is_active: bool) -> Vec<Effect> {
@@ -277,8 +283,7 @@ fn a_cable_that_is_out_is_one_incident() {
 #[test]
 fn a_cable_in_a_network_that_is_listed_is_no_second_way() {
     let (mut kit, _) = macs(&[60, 60]);
-    let networks = vec![crate::planner::Network::parse("10.99.0.0/16").unwrap()];
-    let _ = kit.tell(Event::PolicyChanged(Policy { gang_networks: networks, ..Policy::default() }));
+    list(&mut kit, "10.99.0.0/16");
     let kinds: Vec<LinkKind> = kit.machine.links.iter().map(|link| link.kind).collect();
     assert_eq!(kinds, [LinkKind::Rdma, LinkKind::Thunderbolt]);
 }
@@ -287,8 +292,7 @@ fn a_cable_in_a_network_that_is_listed_is_no_second_way() {
 #[test]
 fn a_gang_by_rdma_ends_with_its_cable_wherever_its_rows_go() {
     let (mut kit, sessions) = macs(&[60, 60]);
-    let networks = vec![crate::planner::Network::parse("192.168.1.0/24").unwrap()];
-    let _ = kit.tell(Event::PolicyChanged(Policy { gang_networks: networks, ..Policy::default() }));
+    list(&mut kit, "192.168.1.0/24");
     let _ = change(&mut kit, "b", |facts| facts.thunderbolt.rdma_enabled = Some(false));
     for _ in 0..5 {
         let _ = set_cable(&mut kit, "a", "b", false);
@@ -320,11 +324,7 @@ fn a_bridge_that_takes_the_port_takes_rdma_and_its_address() {
 #[test]
 fn a_cable_that_comes_disturbs_no_gang_over_a_network_and_is_climbed_to() {
     let (mut kit, sessions) = macs(&[60, 60]);
-    let policy = Policy {
-        gang_networks: vec![crate::planner::Network::parse("192.168.1.0/24").unwrap()],
-        ..Policy::default()
-    };
-    let _ = kit.tell(Event::PolicyChanged(policy));
+    list(&mut kit, "192.168.1.0/24");
     let _ = set_cable(&mut kit, "a", "b", false);
     let (gang, _) = at_work(&mut kit, &sessions);
     assert_eq!((gang.backend, link_kind(&kit)), (Backend::Ring, Some(LinkKind::Network)));
@@ -352,10 +352,7 @@ fn rdma_over_which_a_gang_was_lost_is_left_alone() {
         let effects = kit.exit("a", ranks[0].1, class);
         let _ = obey(&mut kit, &effects, ExitClass::Killed);
         let of_a = kit.machine.explain_node(kit.now, &NodeId::from("a")).unwrap();
-        assert!(
-            of_a.iter().all(|ruling| ruling.rule != "did-not-meet"),
-            "they may over the cable: {class:?}"
-        );
+        assert!(of_a.iter().all(|ruling| ruling.rule != "did-not-meet"), "by TCP they may yet: {class:?}");
         let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
         assert_eq!(gang.unwrap().backend, Backend::Ring, "after {class:?}");
         let _ = kit.wait(100, &sessions);
