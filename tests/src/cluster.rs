@@ -41,6 +41,7 @@ pub struct ClusterBuilder {
     agents: usize,
     net: bool,
     config: Option<String>,
+    dir: Option<PathBuf>,
     controller_state: Option<PathBuf>,
     memory_budget_mib: Option<u64>,
     injects_faults: bool,
@@ -92,6 +93,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// The directory of everything, where it must be a particular one: it stays, and a cluster that is built in one that
+    /// was used goes on with what is there.
+    #[must_use]
+    pub fn dir(mut self, dir: &Path) -> Self {
+        self.dir = Some(dir.to_owned());
+        self
+    }
+
     /// The controller's state directory, where it must be a particular one.
     #[must_use]
     pub fn controller_state(mut self, dir: &Path) -> Self {
@@ -118,7 +127,7 @@ impl ClusterBuilder {
     /// # Panics
     /// When that does not happen.
     pub async fn start(self) -> Cluster {
-        let dir = TestDir::new(&self.name);
+        let dir = self.dir.map_or_else(|| TestDir::new(&self.name), |dir| TestDir::at(&dir));
         let controller_dir = self.controller_state.unwrap_or_else(|| dir.sub("controller"));
         for name in ["logs", "home", "tmp"] {
             let _ = dir.sub(name);
@@ -189,6 +198,7 @@ impl Cluster {
             agents: 0,
             net: false,
             config: None,
+            dir: None,
             controller_state: None,
             memory_budget_mib: None,
             injects_faults: false,

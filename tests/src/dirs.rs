@@ -29,6 +29,16 @@ impl TestDir {
         Self { path, keep: env::var_os("NIGHTSHIFT_KEEP").is_some() }
     }
 
+    /// A directory that stays, and that the next run of the test finds again.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        fs::create_dir_all(path).expect("the test's directory can be made");
+        Self { path: path.canonicalize().expect("a directory that was made has a path"), keep: true }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

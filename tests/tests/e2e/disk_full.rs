@@ -148,6 +148,7 @@ async fn started_full() {
 /// A file system of its own, of a size that can be filled.
 pub(crate) struct SmallDisk {
     path: PathBuf,
+    stays: bool,
 }
 
 impl SmallDisk {
@@ -157,13 +158,19 @@ impl SmallDisk {
             .tempdir()
             .expect("a temporary directory can be made")
             .keep();
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64m", "nightshift-test"])
-            .arg(&path)
-            .status()
-            .expect("mount can be started");
-        assert!(status.success(), "no tmpfs could be mounted at {}", path.display());
-        Self { path }
+        mount(&path);
+        Self { path, stays: false }
+    }
+
+    /// A disk that stays, and that the next run of the test finds again.
+    pub(crate) fn at(path: &Path) -> Self {
+        fs::create_dir_all(path).expect("a directory for the disk can be made");
+        let mounts = fs::read_to_string("/proc/mounts").expect("the mounts can be read");
+        if !mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|place| Path::new(place) == path)) {
+            mount(path);
+        }
+        let _ = fs::remove_file(path.join(BALLAST));
+        Self { path: path.to_owned(), stays: true }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -172,7 +179,7 @@ impl SmallDisk {
 
     /// Fills it to the last byte and gives the file that does.
     pub(crate) fn fill(&self) -> PathBuf {
-        let ballast = self.path.join("ballast");
+        let ballast = self.path.join(BALLAST);
         let mut file = File::create(&ballast).expect("the ballast can be made");
         for size in [1 << 20, 4096, 1] {
             let piece = vec![0; size];
@@ -182,8 +189,23 @@ impl SmallDisk {
     }
 }
 
+/// The file that fills it.
+const BALLAST: &str = "ballast";
+
+fn mount(path: &Path) {
+    let status = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64m", "nightshift-test"])
+        .arg(path)
+        .status()
+        .expect("mount can be started");
+    assert!(status.success(), "no tmpfs could be mounted at {}", path.display());
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         // Lazily: a controller that is still being killed may hold it for a moment.
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
         let _ = fs::remove_dir(&self.path);

@@ -8,14 +8,19 @@
 //!
 //! `NIGHTSHIFT_SOAK_S` says for how long (45), `NIGHTSHIFT_SOAK_PAUSE_S` how long from strike to strike (5); the soak of a
 //! release is `NIGHTSHIFT_SOAK_S=10800 NIGHTSHIFT_SOAK_PAUSE_S=20`. `NIGHTSHIFT_SEED` repeats a run's choices.
+//!
+//! With `NIGHTSHIFT_SOAK_DIR` it keeps its cluster in that directory. When it is ended there, or killed with every program
+//! of its cluster, as by a power cut, the next run goes on: over the same ledger, with the job that was in work, until all
+//! runs together are as long as asked, and it checks the jobs of all of them.
 
 use std::{
     collections::BTreeMap,
     env, fs,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use nightshift_proto::v1::{Job, JobSpec, JobState, Mode};
+use nightshift_proto::v1::{Job, JobSpec, JobState, ListJobsRequest, Mode};
 use nightshift_tests::{
     answers::Answers,
     cluster::Cluster,
@@ -28,6 +33,7 @@ use nightshift_tests::{
     wait,
 };
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     disk_full::SmallDisk,
@@ -40,6 +46,9 @@ const NODES: usize = 3;
 
 /// The node whose agent is left alone.
 const WATCHED: &str = "n1";
+
+/// The job that the others are compared with.
+const UNDISTURBED: &str = "undisturbed";
 
 /// Rows of each job.
 const ROWS: usize = 30;
@@ -55,6 +64,12 @@ const SLACK_BYTES: f64 = 8e6;
 /// Below this, caches still fill up, and what is seen says nothing about the hours after.
 const LONG_ENOUGH: Duration = Duration::from_secs(1_200);
 
+/// How often memory and descriptors are looked at.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// How often a soak that can be gone on with writes down how far it is.
+const KEEP: Duration = Duration::from_secs(10);
+
 /// How often a long soak tells how it goes.
 const TELL: Duration = Duration::from_secs(600);
 
@@ -63,6 +78,11 @@ const SLACK_DESCRIPTORS: f64 = 12.0;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![case("soak::random_faults_lose_nothing_double_nothing_and_leak_nothing", NEEDS, soak)]
+}
+
+/// The name of the soak's jobs.
+fn soaked(number: usize) -> String {
+    format!("soak-{number}")
 }
 
 fn seconds(name: &str, default: u64) -> Duration {
@@ -74,25 +94,56 @@ struct Soak {
     cluster: Cluster,
     disk: SmallDisk,
     rng: Rng,
+    kept: Option<PathBuf>,
     boots: BTreeMap<String, u32>,
     /// What is broken now, and when it is mended.
     broken: Vec<(Instant, Broken)>,
-    strikes: BTreeMap<&'static str, u32>,
+    strikes: BTreeMap<String, u32>,
+}
+
+/// How far the runs before this one have come.
+#[derive(Serialize, Deserialize, Default)]
+struct Progress {
+    elapsed_ms: u64,
+    jobs_done: usize,
+    boots: BTreeMap<String, u32>,
+    strikes: BTreeMap<String, u32>,
+    controller: Watch,
+    agent: Watch,
+}
+
+impl Progress {
+    fn of(kept: Option<&Path>) -> Self {
+        let Some(text) = kept.and_then(|dir| fs::read(dir.join("progress.json")).ok()) else {
+            return Self::default();
+        };
+        serde_json::from_slice(&text).expect("progress.json is what a soak has written")
+    }
+
+    fn keep(&self, dir: &Path) {
+        let (fresh, path) = (dir.join("progress.json.new"), dir.join("progress.json"));
+        fs::write(&fresh, serde_json::to_vec(self).expect("progress is JSON"))
+            .expect("progress can be written");
+        fs::rename(fresh, path).expect("progress can be put in place");
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Broken {
     Link(String),
     Way(String),
-    Disk(std::path::PathBuf),
+    Disk(PathBuf),
 }
 
-/// What a process holds, from time to time.
-#[derive(Default, Debug)]
+/// What a process holds, from time to time: when, bytes, descriptors.
+#[derive(Serialize, Deserialize, Default, Debug)]
 struct Watch(Vec<(Duration, f64, f64)>);
 
 impl Watch {
     fn look(&mut self, at: Duration, pid: u32) {
+        if self.0.last().is_some_and(|last| at < last.0 + BETWEEN_LOOKS) {
+            return;
+        }
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count());
         if let Some(bytes) = procfs::resident_bytes(pid) {
             self.0.push((at, bytes as f64, descriptors as f64));
@@ -143,7 +194,8 @@ async fn soak() {
     let seed = env::var("NIGHTSHIFT_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("soak: NIGHTSHIFT_SEED={seed}");
-    let disk = SmallDisk::mount("soak");
+    let kept = env::var_os("NIGHTSHIFT_SOAK_DIR").map(PathBuf::from);
+    let disk = kept.as_ref().map_or_else(|| SmallDisk::mount("soak"), |dir| SmallDisk::at(&dir.join("disk")));
     let config = format!(
         "[gangs]\nnetworks = [\"{}\"]\nsettle_ms = 500\nlink_settle_ms = 500\n\
          [jobs]\nprefill_step_tokens = 64\ncheckpoint_interval_ms = 300\n\
@@ -152,19 +204,21 @@ async fn soak() {
          [limits]\ndisk_reserve_bytes = 8388608\n",
         Net::ADDRESSES
     );
-    let cluster = Cluster::builder("soak")
+    let mut builder = Cluster::builder("soak")
         .agents(NODES)
         .on_a_net()
         .controller_state(disk.path())
         .memory_budget_mib(AMPLE_MIB)
         .config(&config)
-        .allow(&["WARN *", "ERROR *"])
-        .start()
-        .await;
+        .allow(&["WARN *", "ERROR *"]);
+    if let Some(dir) = &kept {
+        builder = builder.dir(&dir.join("cluster"));
+    }
     let mut soak = Soak {
-        cluster,
+        cluster: builder.start().await,
         disk,
         rng: Rng::new(seed),
+        kept,
         boots: BTreeMap::new(),
         broken: Vec::new(),
         strikes: BTreeMap::new(),
@@ -176,51 +230,91 @@ async fn soak() {
 impl Soak {
     async fn run(&mut self, length: Duration, pause: Duration) {
         let input = Input::chat(ROWS, MAX_TOKENS, 20_261_126);
-        let job = self.submit("undisturbed", Mode::Independent, &input).await;
-        let job = self.cluster.control().wait_completed(job.job_id, wait::LONG).await;
-        let undisturbed = self.cluster.answers(&job, &input);
-
-        let (mut controller, mut agent) = (Watch::default(), Watch::default());
+        let mut progress = Progress::of(self.kept.as_deref());
+        self.boots = progress.boots.clone();
+        self.strikes = progress.strikes.clone();
+        let before = Duration::from_millis(progress.elapsed_ms);
         let modes = [Mode::Pipeline, Mode::Independent, Mode::Tensor];
+        let jobs = self.jobs().await;
+        let undisturbed = match jobs.get(UNDISTURBED) {
+            Some(job) => job.clone(),
+            None => self.submit(UNDISTURBED, Mode::Independent, &input).await,
+        };
+        let undisturbed = self.cluster.control().wait_completed(undisturbed.job_id, wait::LONG).await;
+        let undisturbed = self.cluster.answers(&undisturbed, &input);
+        // The last was perhaps submitted after progress was last written down.
+        while jobs.contains_key(&soaked(progress.jobs_done + 1)) {
+            progress.jobs_done += 1;
+        }
+        let mut running = match jobs.get(&soaked(progress.jobs_done)) {
+            Some(job) => job.clone(),
+            None => {
+                self.submit(&soaked(progress.jobs_done), modes[progress.jobs_done % modes.len()], &input)
+                    .await
+            }
+        };
+
         let started = Instant::now();
-        let (mut next_strike, mut next_telling, mut done) = (started + pause, started + TELL, 0_usize);
-        let mut running = self.submit("soak-0", modes[0], &input).await;
-        while started.elapsed() < length {
+        let (mut next_strike, mut next_telling, mut next_keeping) =
+            (started + pause, started + TELL, started);
+        while before + started.elapsed() < length {
+            let at = before + started.elapsed();
             self.mend(|at| at <= Instant::now()).await;
             if Instant::now() >= next_strike {
                 next_strike += pause;
-                let is_early = started.elapsed() < length / 3;
-                self.strike(is_early).await;
+                // One that finds nothing to hurt leaves it to another.
+                while !self.strike(at < length / 3).await {}
             }
-            controller.look(started.elapsed(), self.cluster.controller_mut().pid());
-            agent.look(started.elapsed(), self.cluster.agent_mut(WATCHED).pid());
+            progress.controller.look(at, self.cluster.controller_mut().pid());
+            progress.agent.look(at, self.cluster.agent_mut(WATCHED).pid());
             if Instant::now() >= next_telling {
                 next_telling += TELL;
-                let (strikes, minutes) =
-                    (self.strikes.values().sum::<u32>(), started.elapsed().as_secs() / 60);
+                let (strikes, minutes) = (self.strikes.values().sum::<u32>(), at.as_secs() / 60);
                 eprintln!(
-                    "soak: {minutes} min, {done} jobs, {strikes} strikes, clusterd {}, cluster-agent {}",
-                    controller.last(),
-                    agent.last()
+                    "soak: {minutes} min, {} jobs, {strikes} strikes, clusterd {}, cluster-agent {}",
+                    progress.jobs_done,
+                    progress.controller.last(),
+                    progress.agent.last()
                 );
             }
             if let Some(job) = self.ended(&running).await {
                 self.check(&job, &input, &undisturbed);
-                done += 1;
-                running = self.submit(&format!("soak-{done}"), modes[done % modes.len()], &input).await;
+                progress.jobs_done += 1;
+                let mode = modes[progress.jobs_done % modes.len()];
+                running = self.submit(&soaked(progress.jobs_done), mode, &input).await;
+            }
+            if let Some(dir) = self.kept.as_deref().filter(|_| Instant::now() >= next_keeping) {
+                next_keeping += KEEP;
+                progress.elapsed_ms =
+                    u64::try_from(at.as_millis()).expect("a soak of fewer than millions of years");
+                (progress.boots, progress.strikes) = (self.boots.clone(), self.strikes.clone());
+                progress.keep(dir);
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         self.mend(|_| true).await;
-        let last = wait::eventually("the last job to end", wait::LONG, async || {
+        wait::eventually("the last job to end", wait::LONG, async || {
             self.ended(&running).await.ok_or_else(|| format!("{running:?}"))
         })
         .await;
-        self.check(&last, &input, &undisturbed);
         self.cluster.control().wait_ready(NODES).await;
-        eprintln!("soak: {} jobs of {ROWS} rows through {:?}", done + 1, self.strikes);
-        controller.assert_flat("clusterd", length);
-        agent.assert_flat("cluster-agent", length);
+        let jobs = self.jobs().await;
+        for number in 0..=progress.jobs_done {
+            let job = jobs.get(&soaked(number));
+            let job = job.unwrap_or_else(|| panic!("job {} is not in the ledger", soaked(number)));
+            self.check(job, &input, &undisturbed);
+        }
+        eprintln!("soak: {} jobs of {ROWS} rows through {:?}", progress.jobs_done + 1, self.strikes);
+        progress.controller.assert_flat("clusterd", length);
+        progress.agent.assert_flat("cluster-agent", length);
+    }
+
+    /// All jobs, by name.
+    async fn jobs(&self) -> BTreeMap<String, Job> {
+        let asked = ListJobsRequest { all: true };
+        let reply = self.cluster.control().raw().list_jobs(asked).await.expect("the jobs can be listed");
+        let jobs = reply.into_inner().jobs.into_iter();
+        jobs.map(|job| (job.spec.clone().unwrap_or_default().name, job)).collect()
     }
 
     /// A full disk refuses jobs, so that is mended first.
@@ -274,7 +368,8 @@ impl Soak {
         }
     }
 
-    async fn strike(&mut self, is_early: bool) {
+    /// Strikes once; false where what was drawn finds nothing to hurt.
+    async fn strike(&mut self, is_early: bool) -> bool {
         let node = format!("n{}", self.rng.range(1, NODES as u64 + 1));
         let until = Instant::now() + Duration::from_millis(self.rng.range(500, 9_000));
         let workers = self.cluster.workers();
@@ -334,8 +429,9 @@ impl Soak {
                 self.make_room().await;
                 self.cluster.wait_served().await;
             }
-            _ => return,
+            _ => return false,
         }
-        *self.strikes.entry(kind).or_default() += 1;
+        *self.strikes.entry(kind.to_owned()).or_default() += 1;
+        true
     }
 }
