@@ -11,7 +11,8 @@
 //!
 //! With `NIGHTSHIFT_SOAK_DIR` it keeps its cluster in that directory. When it is ended there, or killed with every program
 //! of its cluster, as by a power cut, the next run goes on: over the same ledger, with the job that was in work, until all
-//! runs together are as long as asked, and it checks the jobs of all of them.
+//! runs together are as long as asked, and it checks the jobs of all of them. Memory and descriptors are judged within each run,
+//! for a process that is started anew begins from little, and would hide what the one before it had gathered.
 
 use std::{
     collections::BTreeMap,
@@ -163,11 +164,15 @@ impl Watch {
         seen.get(seen.len() / 2).copied().unwrap_or(0.0)
     }
 
-    fn assert_flat(&self, who: &str, length: Duration) {
+    /// Judges one process: what was seen from a moment on, of which the controller's first third may have kills in it.
+    fn assert_flat(&self, who: &str, from: Duration, to: Duration) {
+        let length = to.saturating_sub(from);
         let third = length / 3;
         let thirds = |of: fn(&(Duration, f64, f64)) -> f64| {
-            (self.median(third, 2 * third, of), self.median(2 * third, 2 * length, of))
+            (self.median(from + third, from + 2 * third, of), self.median(from + 2 * third, to, of))
         };
+        let looks = self.0.iter().filter(|look| look.0 >= from + 2 * third && look.0 < to).count();
+        assert!(looks > 0, "{who} was not looked at in the last third");
         let (bytes, descriptors) = (thirds(|look| look.1), thirds(|look| look.2));
         eprintln!(
             "{who}: {:.1} MB then {:.1} MB, {:.0} descriptors then {:.0}",
@@ -194,7 +199,11 @@ async fn soak() {
     let seed = env::var("NIGHTSHIFT_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("soak: NIGHTSHIFT_SEED={seed}");
-    let kept = env::var_os("NIGHTSHIFT_SOAK_DIR").map(PathBuf::from);
+    let kept = env::var_os("NIGHTSHIFT_SOAK_DIR").map(|dir| {
+        fs::create_dir_all(&dir).expect("the soak's directory can be made");
+        // Under another name of the same place the disk of the run before would not be found, and a new one laid over it.
+        Path::new(&dir).canonicalize().expect("a directory that was made has a path")
+    });
     let disk = kept.as_ref().map_or_else(|| SmallDisk::mount("soak"), |dir| SmallDisk::at(&dir.join("disk")));
     let config = format!(
         "[gangs]\nnetworks = [\"{}\"]\nsettle_ms = 500\nlink_settle_ms = 500\n\
@@ -292,6 +301,8 @@ impl Soak {
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+        // Nobody looks at the processes after this.
+        let to = before + started.elapsed();
         self.mend(|_| true).await;
         wait::eventually("the last job to end", wait::LONG, async || {
             self.ended(&running).await.ok_or_else(|| format!("{running:?}"))
@@ -305,8 +316,8 @@ impl Soak {
             self.check(job, &input, &undisturbed);
         }
         eprintln!("soak: {} jobs of {ROWS} rows through {:?}", progress.jobs_done + 1, self.strikes);
-        progress.controller.assert_flat("clusterd", length);
-        progress.agent.assert_flat("cluster-agent", length);
+        progress.controller.assert_flat("clusterd", before, to);
+        progress.agent.assert_flat("cluster-agent", before, to);
     }
 
     /// All jobs, by name.
@@ -314,7 +325,14 @@ impl Soak {
         let asked = ListJobsRequest { all: true };
         let reply = self.cluster.control().raw().list_jobs(asked).await.expect("the jobs can be listed");
         let jobs = reply.into_inner().jobs.into_iter();
-        jobs.map(|job| (job.spec.clone().unwrap_or_default().name, job)).collect()
+        let mut by_name = BTreeMap::new();
+        for job in jobs {
+            let name = job.spec.clone().unwrap_or_default().name;
+            let id = job.job_id;
+            let other: Option<Job> = by_name.insert(name, job);
+            assert!(other.is_none(), "j{id} was submitted before: {other:?}");
+        }
+        by_name
     }
 
     /// A full disk refuses jobs, so that is mended first.
