@@ -254,7 +254,7 @@ impl Default for Limits {
             max_rows: 10_000_000,
             disk_reserve_bytes: 256 * 1024 * 1024,
             max_events: 10_000,
-            ledger_cache_bytes: 16 * 1024 * 1024,
+            ledger_cache_bytes: 4 * 1024 * 1024,
         }
     }
 }

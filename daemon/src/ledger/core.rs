@@ -153,6 +153,8 @@ pub(crate) struct Group {
     pub(crate) batch: Batch,
     pub(crate) needs_flush: bool,
     pub(crate) lines: BTreeMap<JobId, Lines>,
+    /// Jobs that are over with this group.
+    pub(crate) over: Vec<JobId>,
 }
 
 /// Lines of one job, gathered.
@@ -272,12 +274,23 @@ impl<D: Disk, K: Kv> Core<D, K> {
         self.write_lines(&mut group);
         self.record_rows(&mut group);
         let applied = self.apply(std::mem::take(&mut group.batch), group.needs_flush);
+        for job in std::mem::take(&mut group.over) {
+            self.rest(job);
+        }
         replies.extend(gathered.drain(..).map(|gathered| match (gathered, &applied) {
             (Gathered::Answered(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.clone()),
             (Gathered::Answered(reply), Ok(())) => reply,
             (Gathered::Rows(jobs), Ok(())) => self.committed(&jobs, &group).map(Reply::Committed),
         }));
+    }
+
+    /// Holds no more of a job that is over than it must.
+    fn rest(&mut self, job: JobId) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.rest();
+            self.disk.close(&job.files.directory);
+        }
     }
 
     fn committed(&self, jobs: &[(JobId, u32)], group: &Group) -> Result<Committed, Error> {

@@ -89,12 +89,15 @@ pub trait Disk {
     /// When it cannot be found out.
     fn free_bytes(&mut self) -> io::Result<u64>;
 
+    /// Says that nothing below a directory is used for now: its files need not be kept open.
+    fn close(&mut self, directory: &str);
+
     /// The path as a person would type it, for messages.
     fn display(&self, path: &str) -> PathBuf;
 }
 
-/// Open files kept at most. A job uses four (input, index, results, errors); 64 leaves room for sixteen jobs at a time
-/// and stays far below the 256 descriptors macOS gives a process by default.
+/// Open files kept at most. A job that is not over uses four (input, index, results, errors); 64 leaves room for sixteen
+/// jobs at a time and stays far below the 256 descriptors macOS gives a process by default.
 const OPEN_FILES_MAX: usize = 64;
 
 /// The real file system below a directory.
@@ -128,6 +131,12 @@ impl OsDisk {
             self.open.insert(path.to_owned(), file);
         }
         self.open.get(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// How many files are held open.
+    #[cfg(test)]
+    pub(crate) fn open_files(&self) -> usize {
+        self.open.len()
     }
 
     /// Forgets handles of a path and of everything below it.
@@ -221,6 +230,10 @@ impl Disk for OsDisk {
 
     fn free_bytes(&mut self) -> io::Result<u64> {
         free_bytes(&self.root)
+    }
+
+    fn close(&mut self, directory: &str) {
+        self.forget(directory);
     }
 
     fn display(&self, path: &str) -> PathBuf {

@@ -35,7 +35,8 @@ pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(600);
 pub struct Options {
     /// Where the controller keeps everything.
     pub state_dir: PathBuf,
-    /// Pages sled keeps in memory. What is read again and again is small; everything else is read once, at start.
+    /// Pages sled keeps in memory. What is read again and again is small; everything else is read once, at start, so that
+    /// with 4 MiB a million rows are committed as fast as with 16.
     pub sled_cache_bytes: u64,
     /// Free space left alone on the disk, so that a full disk does not hit in the middle of a write.
     pub disk_reserve_bytes: u64,
@@ -52,7 +53,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             state_dir: PathBuf::new(),
-            sled_cache_bytes: 16 << 20,
+            sled_cache_bytes: 4 << 20,
             disk_reserve_bytes: 256 << 20,
             max_events: 10_000,
             queue_commands: 256,

@@ -39,7 +39,7 @@ pub(crate) struct Job {
     /// The record and what is stored of it.
     pub(crate) state: StoredJob,
     pub(crate) stored: longvalue::Stored,
-    /// The record in `state.json`.
+    /// The record in `state.json`, as far as it is known.
     pub(crate) sidecar: Option<JobRecord>,
     pub(crate) done: RowSet,
     pub(crate) totals: Totals,
@@ -150,6 +150,15 @@ impl Job {
         self.errors = Output::default();
         self.last_record = RowRecord::default();
         self.last_index = 0;
+    }
+
+    /// Gives back what is needed only while rows are answered. Of a job that is over little is left in memory, for there
+    /// will be thousands of them.
+    pub(crate) fn rest(&mut self) {
+        self.checkpoints.shrink_to_fit();
+        self.last_record.rows.shrink_to_fit();
+        // Should the record change once more, `state.json` is written again, whether or not it differs.
+        self.sidecar = None;
     }
 
     /// Removes a row's checkpoint, and returns how many bytes it had.

@@ -213,6 +213,8 @@ impl<D: Disk, K: Kv> Core<D, K> {
         }
         self.is_dirty = true;
         self.apply(batch, true)?;
+        self.jobs.values_mut().filter(|job| job.state.record.state.is_over()).for_each(Job::rest);
+        self.disk.close(job_files::JOBS);
         self.is_stale = false;
         Ok(loaded)
     }

@@ -140,6 +140,7 @@ impl<D: Disk, K: Kv> Core<D, K> {
             for row in rows {
                 self.checkpoint_bytes -= job.drop_checkpoint(row, &mut batch);
             }
+            group.over.push(job.id);
         }
         group.batch.writes.append(&mut batch.writes);
         group.needs_flush = true;

@@ -158,6 +158,8 @@ impl Disk for SimDisk {
         Ok(state.free_bytes())
     }
 
+    fn close(&mut self, _directory: &str) {}
+
     fn display(&self, path: &str) -> PathBuf {
         PathBuf::from("/simulated").join(path)
     }

@@ -14,8 +14,14 @@ use serde_json::Value;
 use super::{finished, incident, job_record};
 use crate::{
     intake::{Intake, Limits, Staged},
-    ledger::{Batch, Error, EventFilter, Handle, InputReader, Kv, Options, Replay, SledKv, open},
-    model::{Checkpoint, EventDraft, JobId, JobState, LearnedModel, NodeRecord, Quarantine, RowIx, Severity},
+    ledger::{
+        self, Batch, Core, Error, EventFilter, Handle, InputReader, Kv, Options, OsDisk, Replay, Request,
+        SledKv, open,
+    },
+    model::{
+        Checkpoint, EventDraft, JobId, JobRecord, JobState, LearnedModel, NodeRecord, Quarantine, RowIx,
+        Severity,
+    },
 };
 
 fn options(dir: &Path) -> Options {
@@ -52,6 +58,47 @@ fn answers(dir: &Path, job: u64) -> BTreeMap<u32, String> {
 
 async fn closed(handle: &Handle) {
     handle.shutdown().await.unwrap();
+}
+
+type RealCore = Core<OsDisk, SledKv>;
+
+fn real_core(dir: &Path) -> RealCore {
+    let limits = ledger::Limits { disk_reserve_bytes: 1 << 20, max_events: 100 };
+    Core::open(OsDisk::new(dir), SledKv::new(dir, 1 << 20), limits, 1_700_000_000_000).unwrap().0
+}
+
+fn done(core: &mut RealCore, request: Request) {
+    core.run(vec![request], 1_700_000_000_000).remove(0).unwrap();
+}
+
+#[test]
+fn no_file_of_a_job_that_is_over_stays_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut core = real_core(dir.path());
+    for job in 1..=2 {
+        let staged = stage(dir.path(), 10);
+        let staging = staged.directory_name();
+        done(&mut core, Request::CreateJob { staging, record: job_record(job, 10) });
+        done(&mut core, Request::Commit((0..10).map(|row| finished(job, row, 200, 1)).collect()));
+    }
+    let of_both = core.disk.open_files();
+    assert!(of_both >= 2 * 3, "input, index and results of each: {of_both}");
+    let completed = JobRecord { state: JobState::Completed, ..job_record(1, 10) };
+    done(&mut core, Request::PutJob(completed.clone()));
+    let of_one = core.disk.open_files();
+    assert!((3..=of_both / 2).contains(&of_one), "{of_one} of {of_both}");
+    // A row that comes late is looked up and dropped, a record that comes late is taken.
+    done(&mut core, Request::Commit(vec![finished(1, 3, 200, 2)]));
+    done(&mut core, Request::PutJob(JobRecord { rows_requeued: 7, ..completed }));
+    assert_eq!(core.disk.open_files(), of_one);
+    core.close().unwrap();
+
+    let core = real_core(dir.path());
+    assert_eq!(core.disk.open_files(), 0, "what was read at start is closed");
+    core.close().unwrap();
+    let replay = reopened(dir.path());
+    assert_eq!((replay.jobs[0].record.state, replay.jobs[0].record.rows_requeued), (JobState::Completed, 7));
+    assert_eq!(answers(dir.path(), 1).len(), 10);
 }
 
 fn reopened(dir: &Path) -> Replay {

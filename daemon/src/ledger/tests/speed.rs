@@ -1,5 +1,5 @@
 //! The bounds, measured. Run by hand:
-//! `cargo test --release -p nightshift-daemon -- --ignored ledger_speed --nocapture`.
+//! `cargo test --release -p nightshift-daemon -- --ignored ledger_speed --nocapture`; `ledger_growth` likewise.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -9,21 +9,33 @@ use super::job_record;
 use crate::{
     intake::{Intake, Limits, Staged},
     ledger::{Handle, Options, Replay, open},
-    model::{FinishedRow, JobId, RowIx},
+    model::{Checkpoint, EventDraft, FinishedRow, JobId, JobRecord, JobState, RowIx, Severity},
 };
 
 const ROWS: u32 = 1_000_000;
 
-fn resident_mb(field: &str) -> u64 {
+/// Small jobs of the measurement of what stays in memory: years of nights.
+const JOBS: u64 = 2_000;
+
+const ROWS_OF_EACH: u32 = 30;
+
+/// How often the checkpoints of each row are put.
+const CHECKPOINTS_OF_EACH: usize = 8;
+
+fn resident_kb(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or_default() / 1024
+    line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).unwrap_or_default()
 }
 
-fn stage(dir: &Path) -> Staged {
+fn resident_mb(field: &str) -> u64 {
+    resident_kb(field) / 1024
+}
+
+fn stage(dir: &Path, rows: u32) -> Staged {
     let mut intake = Intake::begin(dir, Limits::default()).unwrap();
     let mut chunk = Vec::new();
-    for row in 0..ROWS {
+    for row in 0..rows {
         chunk.extend_from_slice(
             format!(
                 r#"{{"custom_id":"request-{row}","method":"POST","url":"/v1/chat/completions","body":{{"model":"m","messages":[{{"role":"user","content":"Say something about the number {row}."}}],"max_tokens":64,"temperature":0}}}}"#
@@ -70,7 +82,7 @@ fn ledger_speed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (handle, _) = opened(dir.path(), "open, empty");
     let start = Instant::now();
-    let staged = stage(dir.path());
+    let staged = stage(dir.path(), ROWS);
     let (bytes, staging_s) = (staged.bytes, start.elapsed().as_secs_f64());
     runtime.block_on(handle.create_job(staged, job_record(1, ROWS))).unwrap();
     println!(
@@ -144,4 +156,48 @@ fn ledger_speed() {
     assert!(replay.jobs[0].done.is_full());
     runtime.block_on(handle.shutdown()).unwrap();
     println!("resident {} MB, at most {} MB", resident_mb("VmRSS"), resident_mb("VmHWM"));
+}
+
+/// What jobs leave in memory, one after the other: the store's cache and its buffer fill up, then little is added.
+#[test]
+#[ignore = "a measurement, to be run by hand in a release build"]
+fn ledger_growth() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (handle, _) = opened(dir.path(), "open, empty");
+    for job in 1..=JOBS {
+        runtime.block_on(small_job(&handle, dir.path(), job));
+        if job == 1 || job % 100 == 0 {
+            let descriptors = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+            println!("{job} jobs: resident {} KB, {descriptors} descriptors", resident_kb("VmRSS"));
+        }
+    }
+    runtime.block_on(handle.shutdown()).unwrap();
+}
+
+async fn small_job(handle: &Handle, dir: &Path, job: u64) {
+    let id = JobId(job);
+    handle.create_job(stage(dir, ROWS_OF_EACH), job_record(job, ROWS_OF_EACH)).await.unwrap();
+    for step in 1..=CHECKPOINTS_OF_EACH {
+        let checkpoint =
+            Checkpoint { tokens: vec![7; step * 5], logprobs_json: Vec::new(), by_fallback: false };
+        let rows = (0..ROWS_OF_EACH).map(|row| (RowIx(row), checkpoint.clone()));
+        handle.put_checkpoints(id, rows.collect()).await.unwrap();
+        let event = EventDraft {
+            severity: Severity::Warning,
+            kind: "worker-exited".to_owned(),
+            node: None,
+            job: Some(id),
+            message: format!(
+                "a worker of {id} was killed by signal 9 after {step} tokens of each of its rows"
+            ),
+        };
+        handle.append_events(vec![event; 3], job).await.unwrap();
+    }
+    for row in (0..ROWS_OF_EACH).step_by(2) {
+        let rows = [row, row + 1].map(|row| FinishedRow { job: id, ..answer(row) });
+        handle.commit(rows.into()).await.unwrap();
+    }
+    let completed = JobRecord { state: JobState::Completed, ..job_record(job, ROWS_OF_EACH) };
+    handle.put_job(completed).await.unwrap();
 }
