@@ -59,7 +59,8 @@ const MAX_TOKENS: u32 = 40;
 /// More than the model needs whole.
 const AMPLE_MIB: u64 = 1_000;
 
-/// What memory may grow by from the second third to the last, beside a tenth: allocators keep what they once had.
+/// What memory may grow by from the second third to the last, beside a tenth: the ledger's store has a buffer of 8 MiB for the end
+/// of its log, of which the system counts as much as was written to. It fills for an hour, and begins anew.
 const SLACK_BYTES: f64 = 8e6;
 
 /// Below this, caches still fill up, and what is seen says nothing about the hours after.
