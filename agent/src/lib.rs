@@ -7,6 +7,7 @@
 //!   killed agent is found and ended at the next start (see [`leftovers`]);
 //! * a worker of an old launch is never started (see [`epochs`]);
 //! * a rank of a sharded run that cannot work is refused before it is started (see [`gang`]);
+//! * a link is tried without a model before a night relies on it (see [`link_test`]);
 //! * what the machine went through is told once, whoever tells of it (see [`troubles`]);
 //! * what a model weighs is told without reading its weights (see [`model`]);
 //! * it works on without the controller, and costs next to nothing while there is nothing to do.
@@ -32,6 +33,7 @@ pub mod gang;
 pub mod ledger;
 pub mod leftovers;
 pub mod link_prep;
+pub mod link_test;
 pub mod lock;
 pub mod logging;
 pub mod memory_debt;

@@ -286,7 +286,7 @@ async fn take(
             send(sender, Body::LogLines(lines)).await
         }
         // It sees nobody; who does not look does not answer.
-        Command::LookAtNode(_) => Ok(()),
+        Command::LookAtNode(_) | Command::TestLink(_) => Ok(()),
         Command::InspectModel(request) => {
             let report = ModelReport {
                 problem: format!("the model {} is no directory on this node", request.model),

@@ -208,6 +208,7 @@ async fn talk(
                 backends: vec![v1::Backend::None.into(), v1::Backend::Ring.into()],
                 model_roots: options.model_roots.iter().map(|root| root.display().to_string()).collect(),
                 memory_budget_bytes: options.memory_budget_bytes.unwrap_or(0),
+                tests_links: true,
             }),
             workers,
             spooled_results,
@@ -330,6 +331,7 @@ impl Reader<'_> {
                 Body::StopWorker(stop) => self.supervisor.command(Command::Stop(stop)).await?,
                 Body::Rows(rows) => self.supervisor.command(Command::Rows(rows)).await?,
                 Body::CancelRows(rows) => self.supervisor.command(Command::Cancel(rows)).await?,
+                Body::TestLink(test) => self.supervisor.command(Command::TestLink(Box::new(test))).await?,
                 Body::Drain(drain) => self.supervisor.command(Command::Drain(drain)).await?,
                 Body::ClusterPorts(ports) => self.cluster_ports.learn(&ports),
             }

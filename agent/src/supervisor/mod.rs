@@ -88,6 +88,8 @@ pub enum Command {
     Cancel(v1::CancelRows),
     /// Take no new workers, or again.
     Drain(v1::Drain),
+    /// Try a link.
+    TestLink(Box<v1::TestLink>),
 }
 
 enum Request {

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     epochs,
     gang::{self, Launch},
+    link_test,
     session::feed::{Outbound, Sender as Feed},
     util,
     worker::{
@@ -54,6 +55,7 @@ pub fn run(options: Options, stop: CancellationToken) -> Handle {
         options,
         workers: HashMap::new(),
         tasks: JoinSet::new(),
+        link_tests: JoinSet::new(),
         keys: HashMap::new(),
         ready,
         departed,
@@ -76,6 +78,8 @@ struct Supervisor {
     options: Options,
     workers: HashMap<Key, task::Handle>,
     tasks: JoinSet<Departure>,
+    /// The link that is being tried, if one is.
+    link_tests: JoinSet<(Key, v1::LinkTested)>,
     keys: HashMap<Id, Key>,
     ready: mpsc::Sender<(Key, worker_event::Event)>,
     departed: Departed,
@@ -116,6 +120,7 @@ impl Supervisor {
                     }
                 }
                 Some(ended) = self.tasks.join_next_with_id() => self.on_ended(ended),
+                Some(tested) = self.link_tests.join_next() => self.on_link_tested(tested),
                 Some((key, event)) = ready.recv() => self.event(key, event),
                 request = inbox.recv(), if self.outbox.len() < MAX_OUTBOX => match request {
                     Some(Request::Command(command)) => self.carry_out(command).await,
@@ -190,7 +195,72 @@ impl Supervisor {
                 }
                 self.draining = drain.draining;
             }
+            Command::TestLink(test) => {
+                if let Err(problem) = self.test_link(&test).await {
+                    tracing::info!(request = test.request_id, problem, "a link is not tried");
+                    self.tell_link_tested(link_test::not_made(test.request_id, problem));
+                }
+            }
         }
+    }
+
+    /// Begins to try a link, or says why not.
+    async fn test_link(&mut self, test: &v1::TestLink) -> Result<(), String> {
+        if self.ending {
+            return Err("this agent is ending".to_owned());
+        }
+        if !self.link_tests.is_empty() {
+            return Err("another link of this node is being tried".to_owned());
+        }
+        let runtime = Arc::clone(&self.options.runtime.borrow());
+        let node = gang::Node {
+            node_id: &self.options.node_id,
+            macos: self.options.is_mac,
+            starts: self.options.jaccl_starts.budget(),
+        };
+        let planned = link_test::plan(test, &runtime, node)?;
+        gang::ports::check(&planned.launch.listens)?;
+        if planned.launch.counts() {
+            self.spend_start().await?;
+        }
+        let variables = self
+            .options
+            .gang_files
+            .write(planned.key, &planned.launch)
+            .map_err(|error| format!("what its rank needs cannot be written: {error}"))?;
+        let process = self.options.launcher.start(&variables);
+        tracing::info!(
+            request = planned.request_id,
+            rank = planned.key.rank,
+            backend = planned.launch.init.backend,
+            "a link is being tried"
+        );
+        let log = self.options.logs.open("link-test", None);
+        self.link_tests.spawn(async move { (planned.key, link_test::run(planned, process, log).await) });
+        Ok(())
+    }
+
+    fn on_link_tested(&mut self, tested: Result<(Key, v1::LinkTested), JoinError>) {
+        match tested {
+            Ok((key, tested)) => {
+                self.options.gang_files.remove(key);
+                tracing::info!(
+                    request = tested.request_id,
+                    outcome = tested.outcome().as_str_name(),
+                    problem = tested.problem,
+                    round_trip_us = tested.round_trip_us,
+                    bytes_per_s = tested.bytes_per_s,
+                    "a link was tried"
+                );
+                self.tell_link_tested(tested);
+            }
+            // The controller waits no longer than it takes; the files go with the next start.
+            Err(error) => tracing::error!(%error, "the task that tried a link has failed"),
+        }
+    }
+
+    fn tell_link_tested(&mut self, tested: v1::LinkTested) {
+        self.send(Outbound { after_seq: 0, body: Body::LinkTested(tested) });
     }
 
     fn worker(&self, id: Option<&v1::WorkerId>) -> Option<&task::Handle> {

@@ -29,10 +29,10 @@ def default_prompt(vocab_size):
 
 def all_reduce(gang, link, group):
     """Sums known vectors, checks them at every rank; returns the milliseconds of one sum."""
-    expected = sum(_values(rank) for rank in range(gang.world_size))
+    expected = sum(values(rank, _SUM_VALUES) for rank in range(gang.world_size))
     fault, best_s = None, float("inf")
     for number in range(_SUM_ROUNDS):
-        mine = _values(gang.rank)
+        mine = values(gang.rank, _SUM_VALUES)
         mx.eval(mine)
         started = time.perf_counter()
         total = mx.distributed.all_sum(mine, group=group)
@@ -42,7 +42,7 @@ def all_reduce(gang, link, group):
         wrong = mx.sum(total != expected).item()
         if wrong and fault is None:
             fault = f"{wrong} of {_SUM_VALUES} values of a known all-reduce over {gang.backend} are wrong"
-    _agree(gang, link, "all_reduce", fault)
+    agree(gang, link, "all_reduce", fault)
     return round(best_s * 1000, 3)
 
 
@@ -51,7 +51,7 @@ def lead_prompt(formed, engine, model):
     given = formed.gang.canary
     tokens, fault = _answer(engine, model, given)
     formed.channel.announce({"op": "canary", "tokens": tokens, "fault": fault})
-    _agree(formed.gang, formed.channel, "canary", fault)
+    agree(formed.gang, formed.channel, "canary", fault)
     return tokens
 
 
@@ -60,7 +60,7 @@ def follow_prompt(formed, message, tokens):
     fault = None
     if message["tokens"] != tokens:
         fault = f"the canary prompt gave tokens {tokens}, and at rank 0 {message['tokens']}"
-    _agree(formed.gang, formed.channel, "canary", fault)
+    agree(formed.gang, formed.channel, "canary", fault)
 
 
 def answer_alone(engine, model, given):
@@ -81,7 +81,7 @@ def _answer(engine, model, given):
     return tokens, None
 
 
-def _agree(gang, link, what, fault):
+def agree(gang, link, what, fault):
     """Every rank tells rank 0 what it found, and rank 0 tells all; raises `faults.Fatal` at each when one found a fault."""
     mine = None if fault is None else f"rank {gang.rank}: {fault}"
     if gang.leads:
@@ -100,6 +100,6 @@ def _agree(gang, link, what, fault):
         raise faults.Fatal(faults.CANARY_FAILED, verdict)
 
 
-def _values(rank):
+def values(rank, count):
     """Whole numbers that differ by place and rank and stay far below 2^24, so that float32 adds them exactly."""
-    return ((mx.arange(_SUM_VALUES) * 31 + rank * 17) % 257).astype(mx.float32)
+    return ((mx.arange(count) * 31 + rank * 17) % 257).astype(mx.float32)

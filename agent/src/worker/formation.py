@@ -45,7 +45,7 @@ def form(gang, link, events):
         time.sleep(HEAD_START_S)
 
     # At least a second, however late the last rank came: all of them are there.
-    with _Limit(max(until - time.monotonic(), 1.0), events, gang):
+    with Limit(max(until - time.monotonic(), 1.0), events, _not_formed(gang)):
         group = _group(gang)
         formed = time.monotonic()
         all_reduce_ms = canary.all_reduce(gang, link, group)
@@ -74,20 +74,23 @@ def _comes_second(gang):
     return not gang.leads if BACKENDS[gang.backend] == "jaccl" else gang.rank == gang.world_size - 1
 
 
-class _Limit:
-    """Ends the process when the block takes longer, whatever it is blocked in.
+def _not_formed(gang):
+    return (
+        f"all {gang.world_size} ranks came to {gang.control_text}, but MLX did not form the {gang.backend} group "
+        f"at rank {gang.rank} within {gang.rendezvous_timeout_s:g} s: see whether the addresses and ports (or "
+        "devices) given to MLX can be reached from each rank to its neighbours"
+    )
 
-    `mx.distributed.init` keeps Python's lock while it waits, so no thread of this process runs, no signal handler, and the
+
+class Limit:
+    """Ends the process when the block takes longer, whatever it is blocked in; `message` is what it says last.
+
+    `mx.distributed.init` and sums keep Python's lock while they wait, so no thread of this process runs, no signal handler, and the
     end of stdin is not noticed: another process has to watch. It is a Python without any library (a few MB for the time
     of the meeting), holds the event stream, and goes when this process says so or is gone.
     """
 
-    def __init__(self, limit_s, events, gang):
-        message = (
-            f"all {gang.world_size} ranks came to {gang.control_text}, but MLX did not form the {gang.backend} group "
-            f"at rank {gang.rank} within {gang.rendezvous_timeout_s:g} s: see whether the addresses and ports (or "
-            "devices) given to MLX can be reached from each rank to its neighbours"
-        )
+    def __init__(self, limit_s, events, message):
         line = encode({"ev": "fatal", "class": faults.LINK_FAULT, "message": faults.one_sentence(message)})
         fd = events.fileno()
         arguments = [str(fd), f"{limit_s:.3f}", str(os.getpid()), line.decode()]

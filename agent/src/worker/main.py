@@ -2,7 +2,8 @@
 
 Promises: stdout carries events and nothing else, whatever libraries print; the process ends by itself when its stdin
 does (exit 0), when it is told to (0), and with a `fatal` event (exit 3) when it cannot go on; it never lingers at exit.
-An independent worker and a rank of a gang differ in what `init` says.
+An independent worker and a rank of a gang differ in what `init` says; one that only tries a link is told that instead
+(link_test.py).
 """
 
 import os
@@ -68,6 +69,12 @@ def serve(inbox, events, terminated):
     events.send({"ev": "hello", "protocol": worker.PROTOCOL, "pid": os.getpid(), **_versions()})
     while (command := inbox.take(worker.IDLE_INTERVAL_S)) is None:
         pass
+    if command.get("op") == "test_link":
+        # Late, as everything that imports MLX.
+        import link_test
+
+        link_test.run(command, events, inbox.wake)
+        return
     options = worker.parse_init(command)
     if options.gang is not None:
         _serve_gang(options, inbox, events, terminated)

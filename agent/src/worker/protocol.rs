@@ -45,6 +45,8 @@ pub enum Event {
     Returned(RowNumbers),
     /// These rows are gone, as asked.
     Cancelled(RowNumbers),
+    /// What a link that was tried can do.
+    Measured(Measured),
     /// The end, by an error.
     Fatal(Fatal),
     /// News of a kind that nothing here depends on.
@@ -181,6 +183,15 @@ pub struct RowAnswer {
     pub body: Box<RawValue>,
 }
 
+/// See [`Event::Measured`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Measured {
+    /// A sum of one number, the median.
+    pub round_trip_us: u64,
+    /// Exchanged in a large sum, the best of a few.
+    pub bytes_per_s: u64,
+}
+
 /// What a worker thinks ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -239,6 +250,7 @@ fn parse_event(line: &[u8]) -> Result<Event, String> {
         "result" => read::<RowAnswer>(line).and_then(check_body).map(Event::Result),
         "returned" => read(line).map(Event::Returned),
         "cancelled" => read(line).map(Event::Cancelled),
+        "measured" => read(line).map(Event::Measured),
         "fatal" => read(line).map(Event::Fatal),
         other => Ok(Event::Other(util::clip(other, SHOWN_BYTES))),
     }
@@ -364,6 +376,16 @@ pub struct RowOrder<'a> {
 pub enum Command<'a> {
     /// First of all.
     Init(&'a Init),
+    /// In its place: no model, only a link to try.
+    #[serde(rename = "test_link")]
+    TestLink {
+        /// The two ranks.
+        gang: &'a GangInit,
+        /// As in `gang`.
+        rank: u32,
+        /// 2.
+        world_size: u32,
+    },
     /// Take these rows.
     Rows {
         /// Them.
@@ -425,6 +447,10 @@ mod tests {
                 "Ready(Ready { load_ms: 3, peak_memory_bytes: 1, has_chat_template: true, model_type: \"llama\", canary: Some(CanaryAnswer { tokens: [5, 6], prompt_ms: 9 }), rendezvous_ms: 40, form_ms: 3 })",
             ),
             (r#"{"ev":"loading","share":0.5}"#, "Other(\"loading\")"),
+            (
+                r#"{"ev":"measured","round_trip_us":35,"bytes_per_s":8000000000}"#,
+                "Measured(Measured { round_trip_us: 35, bytes_per_s: 8000000000 })",
+            ),
             (r#"{"ev":"fatal","class":"canary_failed","message":"no"}"#, "Fatal(Fatal { class: CanaryFailed"),
             (r#"{"n":3,"ev":"idle"}"#, "Idle"),
             (r#"{"ev":"started","rows":[1]}"#, "Started"),

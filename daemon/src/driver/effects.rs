@@ -8,7 +8,7 @@ use nightshift_proto::v1::{self, controller_message::Body};
 use super::{Connection, Driver, Message, chain};
 use crate::{
     ledger::{self, InputReader},
-    model::{EventDraft, FinishedRow, Incident, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
+    model::{Epoch, EventDraft, FinishedRow, Incident, JobId, JobRecord, NodeId, RowIx, Severity, WorkerKey},
     notify,
     recovery::{
         Command, CommittedRow, Effect, Event, ExitClass, JobTotals, Now, ResultHead, RowGrant, SessionId,
@@ -152,6 +152,12 @@ impl Driver {
             Command::LookAt { request_id, of, addresses } => {
                 let addresses = addresses.iter().map(ToString::to_string).collect();
                 vec![Body::LookAtNode(v1::LookAtNode { request_id, node_id: of.to_string(), addresses })]
+            }
+            Command::TestLink { request_id, rank, gang, limit_ms } => {
+                // No job has this number, so no worker has this name.
+                let of_test = WorkerKey { job: JobId(0), epoch: Epoch(request_id), rank };
+                let gang = Some(convert::gang(&gang, self.gang_secret(of_test)));
+                vec![Body::TestLink(v1::TestLink { request_id, gang, rank, limit_ms })]
             }
             Command::StopWorker { command_id, worker, mode, grace_ms, reason, ask_for_stack } => {
                 vec![Body::StopWorker(v1::StopWorker {

@@ -267,6 +267,10 @@ impl Driver {
                     self.apply(event, &[]).await;
                 }
             }
+            FromAgent::LinkTested(tested) => {
+                let (request_id, result) = (tested.request_id, convert::link_test_result(&tested));
+                self.apply(Event::LinkTested { node, session, request_id, result }, &[]).await;
+            }
             FromAgent::LogLines(lines) => {
                 let request_id = lines.request_id;
                 if self.logs.deliver(&node, lines) {

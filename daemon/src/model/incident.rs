@@ -18,6 +18,8 @@ pub enum Fault {
     LinkFault,
     /// A link that a gang used does not carry any more.
     LinkDown,
+    /// A link did not pass its test.
+    LinkUnproven,
     /// A row ends every worker that generates it.
     PoisonRow,
     /// A node's GPU failed too often; it is left alone for a while.
@@ -50,6 +52,7 @@ impl Fault {
             Self::OutOfMemory => "out-of-memory",
             Self::LinkFault => "link-fault",
             Self::LinkDown => "link-down",
+            Self::LinkUnproven => "link-unproven",
             Self::PoisonRow => "poison-row",
             Self::NodeQuarantined => "node-quarantined",
             Self::WorkerSilent => "worker-silent",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     fallback::FallbackPolicy,
     ids::{Epoch, JobId, NodeId, RowIx},
+    link_record::LinkRecord,
     plan::Mode,
     row::Checkpoint,
     rowset::RowSet,
@@ -237,6 +238,9 @@ pub struct NodeRecord {
     /// Until when it takes no work, and why.
     #[serde(default)]
     pub quarantine: Option<Quarantine>,
+    /// Its links to nodes that come after it by name, as they were tried.
+    #[serde(default)]
+    pub links: Vec<LinkRecord>,
 }
 
 /// A node that takes no work for a while.

@@ -10,6 +10,7 @@ mod incident;
 mod job;
 mod learned;
 mod link;
+mod link_record;
 mod plan;
 mod row;
 mod rowset;
@@ -32,6 +33,7 @@ pub use job::{
 };
 pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, PREFILL_SIZES, Pace, Way};
 pub use link::{Backend, Link, LinkEnd, LinkKind, LinkName};
+pub use link_record::{LinkPace, LinkRecord};
 pub use plan::{Mode, Plan, Reason};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;

@@ -8,7 +8,7 @@ use core::net::IpAddr;
 use std::collections::BTreeMap;
 
 use super::{
-    links::Network,
+    links::{Network, meeting_place},
     question::{Candidate, GangPlan, Question, RankPlan},
     rings::find_ring,
 };
@@ -73,14 +73,9 @@ impl<'a> Field<'a> {
 
     /// An address of one node at which all these others find it, over no cable.
     fn meeting_place(&self, lead: usize, others: &[usize]) -> Option<IpAddr> {
-        let is_met_at = |network: &&Network| {
-            let is_in_it = |other: &usize| {
-                let own = &self.nodes[*other].networks;
-                own.iter().any(|of| of.is_same_subnet(network) && of.address() != network.address())
-            };
-            others.iter().all(is_in_it)
-        };
-        self.nodes[lead].networks.iter().find(is_met_at).map(Network::address)
+        let of_others: Vec<&[Network]> =
+            others.iter().map(|other| self.nodes[*other].networks.as_slice()).collect();
+        meeting_place(&self.nodes[lead].networks, &of_others)
     }
 
     /// Why a gang does without RDMA that joins its nodes.

@@ -168,6 +168,18 @@ pub fn meeting_networks(interfaces: &[Interface], thunderbolt: &Thunderbolt) -> 
     networks(&others).filter(is_met_at).collect()
 }
 
+/// An address of one node at which all of these others find it, of the networks that each is on; every address is one node's alone.
+#[must_use]
+pub fn meeting_place(lead: &[Network], others: &[&[Network]]) -> Option<IpAddr> {
+    let is_met_at = |network: &&Network| {
+        let is_in_it = |own: &&[Network]| {
+            own.iter().any(|of| of.is_same_subnet(network) && of.address() != network.address())
+        };
+        others.iter().all(is_in_it)
+    };
+    lead.iter().find(is_met_at).map(Network::address)
+}
+
 /// Where a machine with the interfaces `of` can be looked at by one with the interfaces `from`: its private addresses in
 /// subnets that both are on. An address that both have is the looker's own, and tells nothing of anybody else; so agents on one
 /// machine, which have the same addresses, are in no one's sight.

@@ -27,5 +27,5 @@ pub use cables::{NodePorts, cables, strangers};
 pub use check::{Violation, check};
 pub use choose::choose;
 pub use gangs::links_used;
-pub use links::{Interface, Network, NodeInterfaces, in_sight, links, meeting_networks};
+pub use links::{Interface, Network, NodeInterfaces, in_sight, links, meeting_networks, meeting_place};
 pub use question::{Alternative, Answer, Candidate, Choice, GangPlan, Question, RankPlan, Wish};

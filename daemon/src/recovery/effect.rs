@@ -94,6 +94,17 @@ pub enum Command {
         /// Where: a few at most.
         addresses: Vec<IpAddr>,
     },
+    /// Try a link, as one of two ranks. Answered by [`Event::LinkTested`](super::Event::LinkTested).
+    TestLink {
+        /// Comes back in the answer; the same at both ends.
+        request_id: u64,
+        /// Which of the two.
+        rank: u32,
+        /// Both.
+        gang: Arc<GangLaunch>,
+        /// For all of it.
+        limit_ms: u64,
+    },
     /// End a worker.
     StopWorker {
         /// Comes back in the answer.

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use crate::{
     fit::{ModelFacts, NodeMemory},
     model::{
-        Checkpoint, EventDraft, Incident, JobId, JobRecord, JobSpec, LearnedModel, NodeId, NodeRecord,
-        ReplayedJob, RowIx, Thunderbolt, WorkerKey,
+        Checkpoint, EventDraft, Incident, JobId, JobRecord, JobSpec, LearnedModel, LinkPace, NodeId,
+        NodeRecord, ReplayedJob, RowIx, Thunderbolt, WorkerKey,
     },
     planner::Interface,
 };
@@ -269,6 +269,17 @@ impl WorkerExit {
     }
 }
 
+/// How the test of a link ended at one of its ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LinkTestResult {
+    /// Every value of every sum was right.
+    Passed(LinkPace),
+    /// The ranks did not meet, or a sum was wrong or did not come to an end: what happened.
+    Failed(String),
+    /// It says nothing of the link: why it could not be made.
+    NotMade(String),
+}
+
 /// Everything that can happen.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -355,6 +366,17 @@ pub enum Event {
         seen: bool,
         /// What happened: a sentence.
         how: String,
+    },
+    /// A node tells how the test of a link ended there.
+    LinkTested {
+        /// Which node.
+        node: NodeId,
+        /// Over which connection.
+        session: SessionId,
+        /// The number it was asked under.
+        request_id: u64,
+        /// How.
+        result: LinkTestResult,
     },
     /// The connection ended.
     SessionLost {

@@ -25,6 +25,8 @@ pub struct NodeFacts {
     pub platform: String,
     /// What the ranks of a gang must have in common.
     pub versions: Versions,
+    /// Whether its agent can try links.
+    pub tests_links: bool,
 }
 
 /// Of what runs on a node. Empty when unknown.

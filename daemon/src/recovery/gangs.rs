@@ -213,7 +213,7 @@ impl Machine {
     }
 
     /// Ports are taken in turn, so that one is not asked for again while its last connection lingers.
-    fn next_port(&mut self) -> u16 {
+    pub(super) fn next_port(&mut self) -> u16 {
         let port = self.policy.gang_first_port.saturating_add(self.port_offset);
         self.port_offset = (self.port_offset + 1) % self.policy.gang_ports.max(1);
         port

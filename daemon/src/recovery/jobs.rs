@@ -91,6 +91,7 @@ impl Machine {
         self.tell_of_gpu_restarts(now);
         self.settle_links(now);
         self.climb(now);
+        self.mind_link_tests(now);
         self.park_or_unpark(now);
         for id in self.open_jobs.clone() {
             self.fail_if_nobody_can(now, id);

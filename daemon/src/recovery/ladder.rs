@@ -4,7 +4,8 @@
 //! Going down needs no rule of its own: what is lost is gone, and the planner chooses among what is left
 //! ([`models`](super::models)). Going up is here. Each tick the planner is asked how the job would run if nothing of it ran.
 //! When that is a higher rung, has been so for the settling time, and enough rows are left to pay for loading the model
-//! again ([`rules::worth_loading_again`]), the workers are ended with checkpoints and the job starts anew. Each change doubles
+//! again ([`rules::worth_loading_again`]), and the links it needs have passed their tests
+//! ([`link_tests`](super::link_tests)), the workers are ended with checkpoints and the job starts anew. Each change doubles
 //! the settling time of the next, and the memory of that fades ([`damping`](super::damping)): a night of flapping costs a
 //! bounded number of loads.
 
@@ -16,7 +17,7 @@ use super::{
     damping::Penalty, effect::StopMode, event::Now, machine::Machine, models::KnownLayout, rules, state::Job,
 };
 use crate::{
-    model::{Epoch, FallbackPolicy, JobId, JobState, NodeId, Reason, Rung, Severity, Way},
+    model::{Epoch, FallbackPolicy, JobId, JobState, Link, NodeId, Reason, Rung, Severity, Way},
     planner::Layout,
 };
 
@@ -145,6 +146,8 @@ struct Better {
     to: Rung,
     /// The nodes it would run on, and those it runs on.
     nodes: BTreeSet<NodeId>,
+    /// What its ranks would talk over.
+    links: Vec<Link>,
     /// Of one gang, or 1.
     ranks: u32,
     /// How long it has been there.
@@ -154,6 +157,7 @@ struct Better {
 impl Machine {
     /// Starts changes that are worth it, and gives up those that found nothing to change to.
     pub(super) fn climb(&mut self, now: Now) {
+        self.forget_asked_tests();
         for id in self.open_jobs.clone() {
             if let Some(job) = self.jobs.get_mut(&id)
                 && job.ladder.climb.as_ref().is_some_and(|climb| climb.until_mono_ms <= now.mono_ms)
@@ -161,7 +165,10 @@ impl Machine {
                 job.ladder.climb = None;
             }
             let Some(better) = self.better_rung(now, id) else { continue };
-            if let Some(reason) = self.why_worth_it(now, id, &better) {
+            // Workers that run are ended for it: that it carries is known before that.
+            if let Some(reason) = self.why_worth_it(now, id, &better)
+                && !self.ask_for_tests(now, &better.links)
+            {
                 self.begin_climb(now, id, better, reason);
             }
         }
@@ -172,15 +179,15 @@ impl Machine {
         let from = self.jobs.get(&id)?.steady_rung();
         let found = from.and_then(|from| {
             let layout = self.ideal(now, id)?;
-            let (to, ranks, nodes) = rung_of(&layout)?;
+            let Goal { to, ranks, nodes, links } = Goal::of(&layout)?;
             let job = self.jobs.get(&id)?;
             let is_sound = !self.has_unsettled_link(now, &job.workers.keys().cloned().collect());
-            (to.is_above(&from, job.record.spec.mode) && is_sound).then_some((to, ranks, nodes))
+            (to.is_above(&from, job.record.spec.mode) && is_sound).then_some((to, ranks, nodes, links))
         });
         let half_life_ms = self.policy.penalty_half_life_ms;
         let base_ms = self.policy.climb_settle_ms;
         let job = self.jobs.get_mut(&id)?;
-        let (Some(from), Some((to, ranks, mut nodes))) = (from, found) else {
+        let (Some(from), Some((to, ranks, mut nodes, links))) = (from, found) else {
             job.ladder.better = None;
             return None;
         };
@@ -190,7 +197,7 @@ impl Machine {
         let settle_ms =
             job.ladder.changes.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_CLIMB_SETTLE_MS);
         nodes.extend(job.workers.keys().cloned());
-        (held_ms >= settle_ms).then_some(Better { from, to, nodes, ranks, held_ms })
+        (held_ms >= settle_ms).then_some(Better { from, to, nodes, links, ranks, held_ms })
     }
 
     fn why_worth_it(&self, now: Now, id: JobId, better: &Better) -> Option<Reason> {
@@ -289,22 +296,40 @@ impl Machine {
     }
 }
 
-/// What a layout would run as, how many ranks make one, and where.
-fn rung_of(layout: &Layout) -> Option<(Rung, u32, BTreeSet<NodeId>)> {
-    match layout {
-        Layout::Independent { nodes, .. } => Some((Rung::independent(false), 1, nodes.clone())),
-        Layout::Gangs { gangs, .. } => {
-            let first = gangs.first()?;
-            let rung = Rung {
-                fallback: false,
-                mode: first.mode,
-                backend: Some(first.backend),
-                link_kind: Some(first.link_kind),
-            };
-            let nodes = gangs.iter().flat_map(|gang| gang.ranks.iter().map(|rank| rank.node.clone()));
-            Some((rung, u32::try_from(first.ranks.len()).ok()?, nodes.collect()))
+/// What a layout would run as.
+struct Goal {
+    to: Rung,
+    /// How many ranks make one gang; 1 without.
+    ranks: u32,
+    nodes: BTreeSet<NodeId>,
+    /// Of all gangs.
+    links: Vec<Link>,
+}
+
+impl Goal {
+    fn of(layout: &Layout) -> Option<Self> {
+        match layout {
+            Layout::Independent { nodes, .. } => {
+                Some(Self { to: Rung::independent(false), ranks: 1, nodes: nodes.clone(), links: Vec::new() })
+            }
+            Layout::Gangs { gangs, .. } => {
+                let first = gangs.first()?;
+                let to = Rung {
+                    fallback: false,
+                    mode: first.mode,
+                    backend: Some(first.backend),
+                    link_kind: Some(first.link_kind),
+                };
+                let nodes = gangs.iter().flat_map(|gang| gang.ranks.iter().map(|rank| rank.node.clone()));
+                Some(Self {
+                    to,
+                    ranks: u32::try_from(first.ranks.len()).ok()?,
+                    nodes: nodes.collect(),
+                    links: gangs.iter().flat_map(|gang| gang.links.iter().cloned()).collect(),
+                })
+            }
+            Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => None,
         }
-        Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => None,
     }
 }
 

@@ -59,6 +59,10 @@ impl Machine {
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
             health.has_failed = true;
             health.penalty.add(now.mono_ms, half_life_ms);
+            self.doubt_link(&link.name());
+            if !is_up {
+                self.forget_tests_of_lost(now, &link.name());
+            }
         }
         for link in &self.links {
             let health = self.link_health.links.entry(link.name()).or_default();
@@ -73,11 +77,11 @@ impl Machine {
             self.on_links_lost(now, &lost);
         }
         self.settle_links(now);
+        self.mind_link_tests(now);
     }
 
     /// A gang was lost over the links between these nodes: they are to prove themselves again. Of one over RDMA only that is.
     pub(super) fn distrust_links(&mut self, now: Now, job: JobId, epoch: Epoch) {
-        let half_life_ms = self.policy.penalty_half_life_ms;
         let gang = self.gang_mut(job, epoch).filter(|gang| !gang.is_held_against_links);
         let used = gang.map(|gang| {
             gang.is_held_against_links = true;
@@ -85,19 +89,26 @@ impl Machine {
         });
         let used = used.unwrap_or_default();
         for name in used {
-            let Some(health) = self.link_health.links.get_mut(&name) else { continue };
-            if name.kind == LinkKind::Rdma {
-                health.gang_lost_mono_ms = Some(now.mono_ms);
-                health.gangs_lost.add(now.mono_ms, half_life_ms);
-                continue;
-            }
-            health.penalty.add(now.mono_ms, half_life_ms);
-            health.has_failed = true;
-            if let Some(since) = &mut health.up_since_mono_ms {
-                *since = now.mono_ms;
-            }
+            self.hold_against(now, &name);
+            self.doubt_link(&name);
         }
         self.settle_links(now);
+    }
+
+    /// A link did not do what it was relied on for: RDMA is left alone, and others must hold for a while.
+    pub(super) fn hold_against(&mut self, now: Now, name: &LinkName) {
+        let half_life_ms = self.policy.penalty_half_life_ms;
+        let Some(health) = self.link_health.links.get_mut(name) else { return };
+        if name.kind == LinkKind::Rdma {
+            health.gang_lost_mono_ms = Some(now.mono_ms);
+            health.gangs_lost.add(now.mono_ms, half_life_ms);
+            return;
+        }
+        health.penalty.add(now.mono_ms, half_life_ms);
+        health.has_failed = true;
+        if let Some(since) = &mut health.up_since_mono_ms {
+            *since = now.mono_ms;
+        }
     }
 
     fn is_there(&self, name: &LinkName) -> bool {
@@ -135,7 +146,7 @@ impl Machine {
     }
 
     /// How long a link has to hold yet; 0 for one that is relied on.
-    fn settles_in_ms(&self, now: Now, name: &LinkName) -> u64 {
+    pub(super) fn settles_in_ms(&self, now: Now, name: &LinkName) -> u64 {
         let policy = &self.policy;
         let Some(health) = self.link_health.links.get(name).filter(|health| health.has_failed) else {
             return self.left_alone_ms(now, name);
@@ -157,6 +168,11 @@ impl Machine {
         let (half_life_ms, base_ms) = (self.policy.penalty_half_life_ms, self.policy.rdma_settle_ms);
         let settle_ms = gangs_lost.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_RDMA_SETTLE_MS);
         (since + settle_ms).saturating_sub(now.mono_ms)
+    }
+
+    /// Whether a link is to hold yet.
+    pub(super) fn is_unsettled(&self, name: &LinkName) -> bool {
+        self.link_health.unsettled.contains(name)
     }
 
     fn unsettled_between<'a>(&'a self, nodes: &'a BTreeSet<NodeId>) -> impl Iterator<Item = &'a LinkName> {
@@ -188,6 +204,7 @@ impl Machine {
         let relied = |link: &&Link| {
             !self.are_kept_apart(&link.a.node, &link.b.node)
                 && !self.link_health.unsettled.contains(&link.name())
+                && !self.awaits_test(link)
                 && (link.kind != LinkKind::Rdma || (has_starts(&link.a.node) && has_starts(&link.b.node)))
         };
         self.links.iter().filter(relied).cloned().collect()
@@ -288,12 +305,16 @@ impl Machine {
 
     /// Why a plan for these nodes does without some of the ways between them.
     pub(super) fn unused_links(&self, now: Now, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
-        let of_links = self.unsettled_reasons(now).into_iter().chain(self.cable_reasons(nodes));
+        let tests = self.tests_between(nodes).map(|name| {
+            let by = if name.kind == LinkKind::Rdma { "by" } else { "over" };
+            Reason::new("link-test", format!("not {by} {name} yet: it is tried first"))
+        });
+        let of_links = self.unsettled_reasons(now).into_iter().chain(tests).chain(self.cable_reasons(nodes));
         self.version_reasons(nodes).into_iter().chain(of_links.take(MOST_REASONS)).collect()
     }
 
     /// Whether what runs on these two keeps them out of one gang.
-    fn are_kept_apart(&self, one: &NodeId, other: &NodeId) -> bool {
+    pub(super) fn are_kept_apart(&self, one: &NodeId, other: &NodeId) -> bool {
         let nodes = self.nodes.get(one).zip(self.nodes.get(other));
         nodes.is_some_and(|(one, other)| {
             one.facts.versions.keep_apart(&other.facts.versions, self.policy.gang_same_os)

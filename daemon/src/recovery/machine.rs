@@ -9,6 +9,7 @@ use super::{
     event::{Event, Now},
     incidents::Incidents,
     link_health::LinkHealth,
+    link_tests::LinkTests,
     meetings::Unmet,
     models::Models,
     rules::Policy,
@@ -38,6 +39,7 @@ pub struct Machine {
     /// How often either has changed.
     pub(super) links_version: u64,
     pub(super) link_health: LinkHealth,
+    pub(super) link_tests: LinkTests,
     pub(super) unmet: Unmet,
     pub(super) port_offset: u16,
     /// Whose clock the windows of jobs go by.
@@ -67,6 +69,7 @@ impl Machine {
             cables: Vec::new(),
             links_version: 0,
             link_health: LinkHealth::default(),
+            link_tests: LinkTests::default(),
             unmet: Unmet::default(),
             port_offset: 0,
             zone: TimeZone::UTC,
@@ -119,6 +122,9 @@ impl Machine {
             Event::NodeSeen { node, request_id, of, seen, how } => {
                 self.on_node_seen(now, &node, request_id, &of, seen, how);
                 reconsider = false;
+            }
+            Event::LinkTested { node, session, request_id, result } => {
+                reconsider = self.on_link_tested(now, &node, session, request_id, result);
             }
             Event::SessionLost { node, session } => self.on_session_lost(&node, session),
             Event::RuntimeChanged { node, problem } => self.on_runtime_changed(&node, problem),

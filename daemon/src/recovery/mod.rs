@@ -40,6 +40,7 @@ mod jobs;
 mod ladder;
 mod learning;
 mod link_health;
+mod link_tests;
 mod machine;
 mod meetings;
 mod models;
@@ -59,8 +60,9 @@ mod workers;
 
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
-    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, ModelFound, Now, ProgressNews,
-    RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
+    CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, LinkTestResult, ModelFound, Now,
+    ProgressNews, RefusedRequest, ReportedWorker, ResultHead, SessionId, WorkerExit, WorkerPhase,
+    WorkerSettings,
 };
 pub use explain::Ruling;
 pub use facts::{BootFacts, NodeFacts, Versions};

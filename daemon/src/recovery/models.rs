@@ -473,6 +473,12 @@ impl Machine {
             (Wish::Prefer(_), Layout::Independent { .. }) => true,
             _ => false,
         };
+        // A gang over less than it could have would be loaded twice, and what cannot run yet may in a moment.
+        if (is_lower || matches!(*layout, Layout::Gangs { .. } | Layout::Refused(_)))
+            && let Some(reason) = self.waits_for_test(&candidates)
+        {
+            return Arc::new(Layout::Pending(reason));
+        }
         let waits_for =
             is_lower.then(|| self.worth_waiting_for(now, id, &candidates, since_mono_ms)).flatten();
         waits_for.map_or(layout, |reason| Arc::new(Layout::Pending(reason)))

@@ -9,6 +9,7 @@ use super::{
     event::{HeldRow, Now, ReportedWorker, SessionId, WorkerPhase},
     facts::NodeFacts,
     incidents::Opening,
+    link_tests::Standing,
     machine::Machine,
     silence::Silence,
     state::{Lease, Node, Session, StopReason, Worker},
@@ -56,6 +57,7 @@ impl Machine {
         self.on_boot_facts(now, &id, boot);
         // Who may be in one gang has changed.
         self.links_version += u64::from(before.versions != facts.versions);
+        self.note_new_end(&id, &before);
         self.refresh_links(now);
         let (held, vanished) = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
@@ -417,6 +419,7 @@ impl Node {
             gpu_fault: None,
             quarantine: None,
             debt: Debt::default(),
+            links_tried: Vec::new(),
         }
     }
 
@@ -434,6 +437,7 @@ impl Node {
             boot_id: self.facts.boot_id.clone(),
             gpu_faults_unix_ms: self.gpu_faults_unix_ms.clone(),
             quarantine: self.quarantine.clone(),
+            links: self.link_records(),
         }
     }
 
@@ -445,6 +449,7 @@ impl Node {
         node.facts.boot_id = record.boot_id;
         node.gpu_faults_unix_ms = record.gpu_faults_unix_ms;
         node.quarantine = record.quarantine;
+        node.links_tried = record.links.into_iter().map(Standing::of).collect();
         node
     }
 

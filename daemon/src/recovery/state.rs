@@ -12,6 +12,7 @@ use super::{
     isolation::Crashes,
     ladder::Ladder,
     learning::Stretch,
+    link_tests::Standing,
     models::KnownLayout,
     parking::Parked,
     quarantine::GpuFault,
@@ -49,6 +50,8 @@ pub struct Node {
     pub quarantine: Option<Quarantine>,
     /// What killed workers may have left in its memory.
     pub(super) debt: Debt,
+    /// Its links to nodes that come after it by name, as they were tried: a few dozen at most.
+    pub(super) links_tried: Vec<Standing>,
 }
 
 /// A connection.

@@ -11,6 +11,7 @@ mod gpu;
 mod kit;
 mod ladder;
 mod learning;
+mod link_tests;
 mod links;
 mod random_nights;
 mod silence;

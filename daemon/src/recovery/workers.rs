@@ -124,6 +124,7 @@ impl Machine {
         self.note_lap(now, node, job, Lap::Load { ms: load_ms });
         if self.jobs.get(&job).is_some_and(|job| job.is_complete(key.epoch)) {
             self.note_met(job, key.epoch);
+            self.note_links_of_gang(now, job, key.epoch);
         }
         self.incidents.close(now, "a new worker is ready", |incident| {
             let of_a_worker = matches!(

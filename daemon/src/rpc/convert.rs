@@ -9,12 +9,13 @@ use nightshift_proto::v1;
 use crate::{
     fit::NodeMemory,
     model::{
-        self, Checkpoint, Epoch, Forecast, JobId, JobSpec, Mode, NodeId, Obstacle, Outlook, RowIx, WorkerKey,
+        self, Checkpoint, Epoch, Forecast, JobId, JobSpec, LinkPace, Mode, NodeId, Obstacle, Outlook, RowIx,
+        WorkerKey,
     },
     planner::Interface,
     recovery::{
-        BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, ModelFound, NodeFacts,
-        ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase,
+        BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, LinkTestResult, ModelFound,
+        NodeFacts, ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase,
         WorkerSettings,
     },
 };
@@ -23,6 +24,8 @@ use crate::{
 const EVIDENCE_LINES: usize = 50;
 /// The longest text taken over from an agent's report, in bytes.
 const EVIDENCE_LINE_BYTES: usize = 2_000;
+/// The longest name of a boot or of versions: a UUID has 36 letters, two versions and a build have no more.
+const NAME_BYTES: usize = 100;
 
 pub(crate) fn worker_key(worker: Option<v1::WorkerId>) -> WorkerKey {
     let worker = worker.unwrap_or_default();
@@ -138,7 +141,7 @@ pub(crate) fn forecast_out(outlook: Outlook, deadline_passed: bool) -> v1::Forec
 
 pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
     NodeFacts {
-        boot_id: hello.observation.as_ref().map(|seen| seen.boot_id.clone()).unwrap_or_default(),
+        boot_id: hello.observation.as_ref().map(|seen| clip_name(&seen.boot_id)).unwrap_or_default(),
         agent_instance_id: hello.agent_instance_id.clone(),
         runtime_problem: runtime_problem(hello.runtime.as_ref()),
         memory: memory(
@@ -150,6 +153,7 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
         boot: boot(hello.observation.as_ref()),
         platform: platform(hello),
         versions: versions(hello),
+        tests_links: hello.capabilities.as_ref().is_some_and(|capabilities| capabilities.tests_links),
     }
 }
 
@@ -159,9 +163,9 @@ fn versions(hello: &v1::Hello) -> Versions {
         hello.observation.as_ref().filter(|seen| seen.os_name == "macos" && !seen.os_build.is_empty());
     Versions {
         runtime: runtime.map_or_else(String::new, |runtime| {
-            clip(&format!("MLX {}, mlx-lm {}", runtime.mlx_version, runtime.mlx_lm_version))
+            clip_name(&format!("MLX {}, mlx-lm {}", runtime.mlx_version, runtime.mlx_lm_version))
         }),
-        os: of_mac.map_or_else(String::new, |seen| clip(&format!("macOS {}", seen.os_build))),
+        os: of_mac.map_or_else(String::new, |seen| clip_name(&format!("macOS {}", seen.os_build))),
     }
 }
 
@@ -336,11 +340,36 @@ fn signal_name(signal: i32) -> String {
 }
 
 pub(super) fn clip(text: &str) -> String {
-    let mut end = text.len().min(EVIDENCE_LINE_BYTES);
+    clip_to(text, EVIDENCE_LINE_BYTES)
+}
+
+/// Of a boot or a version, which stand in records many times over.
+fn clip_name(text: &str) -> String {
+    clip_to(text, NAME_BYTES)
+}
+
+fn clip_to(text: &str, most_bytes: usize) -> String {
+    let mut end = text.len().min(most_bytes);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     text[..end].to_owned()
+}
+
+/// How the test of a link ended at a node.
+pub(crate) fn link_test_result(tested: &v1::LinkTested) -> LinkTestResult {
+    let problem = || match clip(&tested.problem) {
+        empty if empty.is_empty() => "it does not say why".to_owned(),
+        problem => problem,
+    };
+    match tested.outcome() {
+        v1::LinkTestOutcome::Passed => LinkTestResult::Passed(LinkPace {
+            round_trip_us: tested.round_trip_us,
+            bytes_per_s: tested.bytes_per_s,
+        }),
+        v1::LinkTestOutcome::Failed => LinkTestResult::Failed(problem()),
+        v1::LinkTestOutcome::NotMade | v1::LinkTestOutcome::Unspecified => LinkTestResult::NotMade(problem()),
+    }
 }
 
 /// A node's name as agents may choose it: what fits in a sentence, a file name and a host name.

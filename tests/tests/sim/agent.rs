@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use nightshift_daemon::{
     model::{JobId, RowIx, WorkerKey},
     recovery::{
-        BootFacts, CheckpointNews, Command, ExitClass, HeldRow, ProgressNews, ReportedWorker, ResultHead,
-        SessionId, WorkerExit, WorkerPhase, WorkerSettings,
+        BootFacts, CheckpointNews, Command, ExitClass, HeldRow, LinkTestResult, ProgressNews, ReportedWorker,
+        ResultHead, SessionId, WorkerExit, WorkerPhase, WorkerSettings,
     },
 };
 
@@ -23,6 +23,15 @@ pub(crate) enum Up {
     Progress(ProgressNews),
     /// What it says of its machine has changed.
     Observed,
+    Tested(u64, LinkTestResult),
+}
+
+/// A link that it is trying.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SimLinkTest {
+    pub(crate) request_id: u64,
+    pub(crate) since_ms: u64,
+    pub(crate) is_over_rdma: bool,
 }
 
 /// A row it holds.
@@ -148,6 +157,7 @@ pub(crate) struct Agent {
     pub(crate) next_seq: u64,
     pub(crate) highest_epoch: BTreeMap<JobId, u64>,
     pub(crate) worker: Option<SimWorker>,
+    pub(crate) link_test: Option<SimLinkTest>,
     /// Ends that nobody was told of.
     pub(crate) untold: Vec<WorkerExit>,
     /// On their way, each with its time of arrival: a connection keeps the order.

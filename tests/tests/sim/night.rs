@@ -58,6 +58,9 @@ pub(crate) struct Totals {
     gangs: u64,
     rdma_gangs: u64,
     climbs: u64,
+    /// Links that were tried, and of them those that did not pass.
+    link_tests: u64,
+    links_failed: u64,
     /// Rows that failed though nothing was wrong with them.
     innocents: u64,
 }
@@ -73,6 +76,8 @@ impl Totals {
         self.gangs += other.gangs;
         self.rdma_gangs += other.rdma_gangs;
         self.climbs += other.climbs;
+        self.link_tests += other.link_tests;
+        self.links_failed += other.links_failed;
         self.innocents += other.innocents;
     }
 }
@@ -230,6 +235,7 @@ impl Night {
         for id in self.agents.keys().cloned().collect::<Vec<_>>() {
             self.revive(&id);
             self.work(&id);
+            self.try_link(&id);
             self.deliver_down(&id);
         }
         if self.controller.is_some() && self.now_ms >= self.stopped_until_ms {
@@ -394,6 +400,7 @@ impl Night {
                 }
                 Effect::Emit(draft) => {
                     self.totals.climbs += u64::from(draft.kind == "climbing");
+                    self.totals.links_failed += u64::from(draft.kind == "link-unproven");
                     self.note(|| format!("  {}: {}", draft.kind, draft.message));
                     if matches!(draft.kind.as_str(), "plan-refused") {
                         panic!("{}", draft.message);
@@ -426,6 +433,10 @@ impl Night {
                 let is_over_rdma = gang.as_ref().is_some_and(|gang| gang.backend.is_rdma());
                 self.totals.rdma_gangs += u64::from(is_over_rdma && worker.rank == 0);
                 self.check_may_work(node, worker.job, "a start");
+                self.excite();
+            }
+            Command::TestLink { rank, .. } => {
+                self.totals.link_tests += u64::from(*rank == 0);
                 self.excite();
             }
             Command::GrantRows { worker, .. } => self.check_may_work(node, worker.job, "rows"),

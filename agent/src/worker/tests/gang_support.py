@@ -32,9 +32,10 @@ def spans(*sizes):
 class Gang:
     """The ranks of one gang and the agents' ends of their pipes. Ends with the `with` block, whatever happens."""
 
-    def __init__(self, directory, layers=None, world_size=None, absent=(), gang=None, by_rank=None, hosts_of=None, **init):
+    def __init__(self, directory, layers=None, world_size=None, absent=(), gang=None, by_rank=None, hosts_of=None, programs=None, **init):
         """`layers`: spans in rank order, or None for tensor mode. `by_rank`: changes to a rank's "gang";
-        `hosts_of`: ranks that get a hostfile in which the others are at this port."""
+        `hosts_of`: ranks that get a hostfile in which the others are at this port; `programs`: of ranks that run another
+        than main.py."""
         size = world_size or len(layers)
         ports = free_ports(size + 1)
         hostfile = support.scratch() / f"hosts-{ports[0]}.json"
@@ -60,8 +61,9 @@ class Gang:
                     elsewhere = [[f"127.0.0.1:{port if one == rank else hosts_of[rank]}"] for one, port in enumerate(ports[1:])]
                     environment["MLX_HOSTFILE"] = str(hostfile.with_suffix(f".{rank}.json"))
                     hostfile.with_suffix(f".{rank}.json").write_text(json.dumps(elsewhere))
+                program = {"program": programs[rank]} if rank in (programs or {}) else {}
                 self.ranks[rank] = support.WorkerProcess(
-                    directory, environment=environment, rank=rank, world_size=size, gang=told, **init
+                    directory, environment=environment, rank=rank, world_size=size, gang=told, **program, **init
                 )
         # The others' pipes must be read while rank 0 is listened to, as an agent does.
         self._readers = [

@@ -164,7 +164,7 @@ def run(loaded, rows, arriving_every=0, **changes):
 class WorkerProcess:
     """A real worker process and the agent's end of its pipes. Ends with the `with` block, whatever happens."""
 
-    def __init__(self, directory, environment=None, **changes):
+    def __init__(self, directory, environment=None, program=(str(WORKER / "main.py"),), **changes):
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(scratch()),
@@ -174,7 +174,7 @@ class WorkerProcess:
         }
         self.log = open(scratch() / f"worker-{time.monotonic_ns()}.log", "w+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-E", "-s", "-B", "-u", str(WORKER / "main.py")],
+            [sys.executable, "-E", "-s", "-B", "-u", *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -191,6 +191,7 @@ impl Model {
                     boot_id: "b".into(),
                     gpu_faults_unix_ms: vec![1, 2],
                     quarantine: None,
+                    links: Vec::new(),
                 };
                 self.next_mark += 1;
                 self.node.attempt(record.clone());

@@ -19,8 +19,8 @@ use crate::{
         SledKv, open,
     },
     model::{
-        Checkpoint, EventDraft, JobId, JobRecord, JobState, LearnedModel, NodeRecord, Quarantine, RowIx,
-        Severity,
+        Checkpoint, EventDraft, JobId, JobRecord, JobState, LearnedModel, LinkKind, LinkRecord, NodeRecord,
+        Quarantine, RowIx, Severity,
     },
 };
 
@@ -133,6 +133,7 @@ async fn everything_put_is_there_after_a_restart() {
         boot_id: "b".into(),
         gpu_faults_unix_ms: vec![7],
         quarantine: Some(Quarantine { until_unix_ms: 9, reason: "GPU".into() }),
+        links: vec![LinkRecord { tried_unix_ms: 5, ..LinkRecord::new("b".into(), LinkKind::Rdma) }],
     };
     handle.put_node(node.clone()).await.unwrap();
     let learned =

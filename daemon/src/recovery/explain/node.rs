@@ -59,7 +59,7 @@ impl Machine {
                     (LinkKind::Rdma | LinkKind::Thunderbolt, _) => format!("{} (cable)", here.interface),
                     (LinkKind::Network | LinkKind::Loopback, _) => here.interface.clone(),
                 };
-                format!("to {} over {how}", there.node)
+                format!("to {} over {how}: it {}", there.node, self.word_on_link(now, link))
             })
             .collect();
         let sentence = match (told.is_empty(), self.policy.gang_networks.is_empty()) {

@@ -55,7 +55,11 @@ fn mac(place: usize, count: usize, budget_gb: u64) -> NodeFacts {
 
 /// Macs of so many gigabytes, which all have the large model, each cabled to every other. No network is allowed.
 fn macs(budgets_gb: &[u64]) -> (Kit, Sessions) {
-    let mut kit = Kit::new();
+    macs_in(Kit::new(), budgets_gb)
+}
+
+/// The same in a kit that is set up already.
+pub(super) fn macs_in(mut kit: Kit, budgets_gb: &[u64]) -> (Kit, Sessions) {
     let mut sessions = Vec::new();
     for (place, name) in NAMES.into_iter().take(budgets_gb.len()).enumerate() {
         kit.found.insert(name.to_owned(), large_model());
@@ -66,7 +70,7 @@ fn macs(budgets_gb: &[u64]) -> (Kit, Sessions) {
 }
 
 /// What is told of a Mac after a change to it.
-fn change(kit: &mut Kit, node: &str, how: impl FnOnce(&mut NodeFacts)) -> Vec<Effect> {
+pub(super) fn change(kit: &mut Kit, node: &str, how: impl FnOnce(&mut NodeFacts)) -> Vec<Effect> {
     how(kit.machines.get_mut(node).unwrap());
     let facts = kit.machines[node].clone();
     kit.observe(node, facts)
@@ -83,7 +87,7 @@ fn set_rdma(kit: &mut Kit, node: &str, is_active: bool) -> Vec<Effect> {
 }
 
 /// The first cable of a Mac, in or out.
-fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect> {
+pub(super) fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect> {
     let mut effects = Vec::new();
     for of in [node, other] {
         effects.extend(change(kit, of, |facts| {
@@ -100,7 +104,7 @@ fn set_cable(kit: &mut Kit, node: &str, other: &str, is_in: bool) -> Vec<Effect>
     effects
 }
 
-fn launches(effects: &[Effect]) -> Vec<Arc<GangLaunch>> {
+pub(super) fn launches(effects: &[Effect]) -> Vec<Arc<GangLaunch>> {
     let of = |effect: &Effect| match effect {
         Effect::Send { command: Command::StartWorker { gang, worker, .. }, .. } if worker.rank == 0 => {
             gang.clone()
@@ -128,12 +132,12 @@ fn next_gang(
     (launches(&effects).pop(), start_all(kit, &effects))
 }
 
-fn why(kit: &Kit, rule: &str) -> Vec<String> {
+pub(super) fn why(kit: &Kit, rule: &str) -> Vec<String> {
     let reasons = kit.job(1).plan.clone().unwrap().reasons;
     reasons.into_iter().filter(|reason| reason.rule == rule).map(|reason| reason.text).collect()
 }
 
-fn link_kind(kit: &Kit) -> Option<LinkKind> {
+pub(super) fn link_kind(kit: &Kit) -> Option<LinkKind> {
     kit.job(1).rung().and_then(|rung| rung.link_kind)
 }
 

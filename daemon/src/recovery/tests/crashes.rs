@@ -383,6 +383,7 @@ fn a_quarantine_that_is_lifted_ends_its_own_incident_only() {
             until_unix_ms: 2_000_000,
             reason: "3 GPU faults within 60 minutes, the last: timed out".to_owned(),
         }),
+        links: Vec::new(),
     };
     let (mut kit, [(_, worker, _), _]) = two_at_work(40);
     kit.exit("a", worker, ExitClass::Signalled);

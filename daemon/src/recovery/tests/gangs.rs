@@ -12,7 +12,11 @@ pub(super) type Sessions = Vec<(&'static str, SessionId)>;
 
 /// Nodes a, b, … of so many gigabytes each, in one allowed network, all of which have the large model.
 pub(super) fn cluster(budgets_gb: &[u64]) -> (Kit, Sessions) {
-    let mut kit = Kit::new();
+    cluster_in(Kit::new(), budgets_gb)
+}
+
+/// The same in a kit that is set up already.
+pub(super) fn cluster_in(mut kit: Kit, budgets_gb: &[u64]) -> (Kit, Sessions) {
     let _ = kit.tell(Event::PolicyChanged(policy_with_a_network()));
     let mut sessions = Vec::new();
     for (name, (budget, last)) in ["a", "b", "c", "d"].into_iter().zip(budgets_gb.iter().zip(1..)) {

@@ -128,6 +128,8 @@ pub(super) struct Kit {
     pub(super) load_ms: u64,
     /// What workers answer to the canary prompt.
     pub(super) canary_tokens: Vec<u32>,
+    /// Whether agents can try links.
+    pub(super) tests_links: bool,
 }
 
 impl Kit {
@@ -142,6 +144,7 @@ impl Kit {
             machines: BTreeMap::new(),
             load_ms: 5,
             canary_tokens: Vec::new(),
+            tests_links: false,
         }
     }
 
@@ -194,8 +197,17 @@ impl Kit {
         let boot_id = Some(machine.boot_id.clone()).filter(|id| !id.is_empty());
         let boot_id = boot_id.unwrap_or(facts(instance).boot_id);
         let NodeFacts { memory, interfaces, thunderbolt, platform, versions, .. } = machine;
-        let facts =
-            NodeFacts { boot_id, memory, interfaces, thunderbolt, platform, versions, ..facts(instance) };
+        let tests_links = self.tests_links;
+        let facts = NodeFacts {
+            boot_id,
+            memory,
+            interfaces,
+            thunderbolt,
+            platform,
+            versions,
+            tests_links,
+            ..facts(instance)
+        };
         let node = NodeId::from(node);
         let effects = self.tell(Event::Hello { node, session, facts, workers });
         (session, effects)

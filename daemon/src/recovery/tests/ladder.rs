@@ -1,6 +1,9 @@
 //! Down the ladder at once, up again when it is worth it; the fallback model; and the foot of the ladder.
 
-use super::{gangs::cluster, kit::*};
+use super::{
+    gangs::{cluster, cluster_in},
+    kit::*,
+};
 use crate::{
     model::{Checkpoint, FallbackPolicy, JobId, JobRecord, JobState, Mode, NodeId, RowIx, WorkerKey},
     recovery::*,
@@ -43,8 +46,12 @@ fn pipeline() -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
 }
 
 fn pipeline_that_loads(ms: u64) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
-    let (mut kit, sessions) = cluster(&[100, 100]);
-    kit.load_ms = ms;
+    pipeline_in(Kit::new(), ms)
+}
+
+fn pipeline_in(kit: Kit, load_ms: u64) -> (Kit, Sessions, Vec<(String, WorkerKey)>) {
+    let (mut kit, sessions) = cluster_in(kit, &[100, 100]);
+    kit.load_ms = load_ms;
     let mut effects = kit.tell(Event::JobAccepted(asked(Mode::Pipeline)));
     effects.extend(kit.wait(2_100, &sessions));
     let ranks = start_all(&mut kit, &effects);
@@ -57,9 +64,17 @@ pub(super) fn fallen() -> (Kit, Sessions) {
     fallen_after(5)
 }
 
+/// The same in a kit that is set up already.
+pub(super) fn fallen_in(kit: Kit) -> (Kit, Sessions) {
+    fall(pipeline_in(kit, 5))
+}
+
 /// The same with a model that takes so long to load.
 pub(super) fn fallen_after(load_ms: u64) -> (Kit, Sessions) {
-    let (mut kit, sessions, _) = pipeline_that_loads(load_ms);
+    fall(pipeline_that_loads(load_ms))
+}
+
+fn fall((mut kit, sessions, _): (Kit, Sessions, Vec<(String, WorkerKey)>)) -> (Kit, Sessions) {
     let effects = pull_cable(&mut kit, "b", false);
     assert_eq!(stopped(&effects).len(), 2, "the gang ends at once");
     let effects = obey(&mut kit, &effects, ExitClass::Killed);

@@ -254,8 +254,12 @@ impl Night {
         let instance = format!("i{}", agent.instance);
         let place = 1 + NODES.iter().position(|name| *name == id.as_str()).unwrap();
         let described = machine(&format!("10.0.0.{place}"), 60);
-        let facts =
-            NodeFacts { memory: described.memory, interfaces: described.interfaces, ..facts(&instance) };
+        let facts = NodeFacts {
+            memory: described.memory,
+            interfaces: described.interfaces,
+            tests_links: true,
+            ..facts(&instance)
+        };
         self.tell(Event::Hello { node: id.clone(), session, facts, workers });
     }
 
@@ -278,6 +282,7 @@ impl Night {
             Up::Seen(request_id, of, seen) => {
                 Event::NodeSeen { node, request_id, of, seen, how: String::new() }
             }
+            Up::Tested(request_id, result) => Event::LinkTested { node, session, request_id, result },
             Up::Refused(command_id) => {
                 Event::CommandRefused { node, command_id, problem: "older epoch".to_owned() }
             }
@@ -336,6 +341,7 @@ impl Night {
             Command::Drain { .. } => {}
             Command::InspectModel { model } => agent.say(Up::Model(model)),
             Command::LookAt { request_id, of, .. } => agent.look(request_id, of, &mut self.dice),
+            Command::TestLink { request_id, .. } => agent.try_link(request_id, &mut self.dice),
             Command::AckResults { through_spool_seq } => {
                 let kept = agent.spool.split_off(&(through_spool_seq + 1));
                 let forgotten = std::mem::replace(&mut agent.spool, kept);

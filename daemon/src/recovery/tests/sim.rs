@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::kit::policy_with_a_network;
 use crate::{
-    model::{Epoch, Incident, JobId, JobRecord, NodeId, NodeRecord, RowIx, WorkerKey},
+    model::{Epoch, Incident, JobId, JobRecord, LinkPace, NodeId, NodeRecord, RowIx, WorkerKey},
     recovery::*,
 };
 
@@ -63,6 +63,7 @@ pub(super) enum Up {
     Exited(WorkerExit),
     Refused(u64),
     Seen(u64, NodeId, bool),
+    Tested(u64, LinkTestResult),
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +107,17 @@ impl SimAgent {
         if !dice.one_in(4) {
             self.say(Up::Seen(request_id, of, seen));
         }
+    }
+
+    /// Most links carry; the two ends need not agree, and at times one says nothing.
+    pub(super) fn try_link(&mut self, request_id: u64, dice: &mut Dice) {
+        let result = match dice.below(8) {
+            0 => return,
+            1 => LinkTestResult::Failed("apart".to_owned()),
+            2 => LinkTestResult::NotMade("busy".to_owned()),
+            _ => LinkTestResult::Passed(LinkPace { round_trip_us: 30, bytes_per_s: 8_000_000_000 }),
+        };
+        self.say(Up::Tested(request_id, result));
     }
 
     pub(super) fn end_worker(&mut self, class: ExitClass) {

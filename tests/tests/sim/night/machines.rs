@@ -1,18 +1,25 @@
 //! The agents of a night and their workers: what they are told, what they do, what they tell.
 
 use nightshift_daemon::{
-    model::{Mode, NodeId, WorkerKey},
+    model::{LinkPace, Mode, NodeId, WorkerKey},
     recovery::{
-        Command, Event, ExitClass, NodeFacts, ProgressNews, ResultHead, RowGrant, SessionId, StopMode,
+        Command, Event, ExitClass, LinkTestResult, NodeFacts, ProgressNews, ResultHead, RowGrant, SessionId,
+        StopMode,
     },
 };
 
 use super::Night;
 use crate::{
-    agent::{Agent, Resumed, SimRow, SimWorker, Up},
+    agent::{Agent, Resumed, SimLinkTest, SimRow, SimWorker, Up},
     planted::Planted,
     worlds::{self, CHECKPOINT_MS, GB, LARGE, LARGE_LAYERS, SMALL_LAYERS},
 };
+
+/// What two ranks take to try a link.
+const LINK_TEST_MS: u64 = 5_000;
+
+/// After which one that waits for the other gives up.
+const LINK_TEST_LIMIT_MS: u64 = 30_000;
 
 impl Night {
     pub(super) fn connect(&mut self, id: &NodeId) {
@@ -103,6 +110,7 @@ impl Night {
                     Event::Progress { node, news }
                 }
                 Up::Observed => self.observed(id),
+                Up::Tested(request_id, result) => Event::LinkTested { node, session, request_id, result },
             };
             self.tell(event);
             self.notice_crash();
@@ -198,12 +206,9 @@ impl Night {
                 };
                 let is_over_rdma = gang.as_ref().is_some_and(|gang| gang.backend.is_rdma());
                 if is_over_rdma {
-                    agent.boot_facts.rdma_starts += u32::from(self.planted != Planted::UncountedRdmaStarts);
-                    agent.rdma_starts += 1;
-                    let (starts, most) = (agent.rdma_starts, worlds::MOST_RDMA_STARTS);
-                    assert!(starts <= most, "{starts} starts over RDMA in one boot of {id}");
-                    agent.say(now_ms, 5, Up::Observed);
+                    self.count_rdma_start(id);
                 }
+                let agent = self.agents.get_mut(id).expect("a node there is");
                 let budget = agent.budget_gb;
                 assert!(layers <= budget, "{layers} GB of layers on {id}, which has {budget}");
                 agent.worker = Some(SimWorker {
@@ -244,8 +249,67 @@ impl Night {
             Command::InspectModel { model } => {
                 self.agents.get_mut(id).expect("a node there is").say(now_ms, 50, Up::Model(model));
             }
+            Command::TestLink { request_id, gang, .. } => {
+                self.begin_link_test(id, request_id, gang.backend.is_rdma());
+            }
             Command::LookAt { .. } | Command::Drain { .. } => {}
         }
+    }
+
+    fn begin_link_test(&mut self, id: &NodeId, request_id: u64, is_over_rdma: bool) {
+        let now_ms = self.now_ms;
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        assert!(worlds::facts(agent, &self.plan).tests_links, "{id} cannot try links");
+        if agent.link_test.is_some() {
+            let problem = "another link of this node is being tried".to_owned();
+            agent.say(now_ms, 5, Up::Tested(request_id, LinkTestResult::NotMade(problem)));
+            return;
+        }
+        if is_over_rdma {
+            self.count_rdma_start(id);
+        }
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        agent.link_test = Some(SimLinkTest { request_id, since_ms: now_ms, is_over_rdma });
+    }
+
+    /// Two that have come to the same test and reach one another are done in seconds; one that waits gives up.
+    pub(super) fn try_link(&mut self, id: &NodeId) {
+        let now_ms = self.now_ms;
+        let Some(test) = self.agents[id].link_test else { return };
+        let SimLinkTest { request_id, since_ms, is_over_rdma } = test;
+        let at_it = self
+            .agents
+            .values()
+            .filter(|agent| agent.link_test.is_some_and(|of| of.request_id == request_id));
+        let reaches =
+            |agent: &&Agent| agent.link_up && (!is_over_rdma || (agent.rdma_up && !agent.is_wedged));
+        let both: Vec<NodeId> =
+            at_it.filter(reaches).map(|agent| NodeId::from(format!("n{}", agent.number).as_str())).collect();
+        let (who, result) = if both.len() == 2 && now_ms >= since_ms + LINK_TEST_MS {
+            let pace = LinkPace { round_trip_us: 40, bytes_per_s: 3_000_000_000 };
+            (both, LinkTestResult::Passed(pace))
+        } else if now_ms >= since_ms + LINK_TEST_LIMIT_MS {
+            (vec![id.clone()], LinkTestResult::Failed("rank 1 did not come".to_owned()))
+        } else {
+            return;
+        };
+        for id in who {
+            let agent = self.agents.get_mut(&id).expect("a node there is");
+            agent.link_test = None;
+            agent.say(now_ms, 5, Up::Tested(request_id, result.clone()));
+        }
+        self.excite();
+    }
+
+    /// Whether the controller keeps to what a boot has.
+    fn count_rdma_start(&mut self, id: &NodeId) {
+        let now_ms = self.now_ms;
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        agent.boot_facts.rdma_starts += u32::from(self.planted != Planted::UncountedRdmaStarts);
+        agent.rdma_starts += 1;
+        let (starts, most) = (agent.rdma_starts, worlds::MOST_RDMA_STARTS);
+        assert!(starts <= most, "{starts} starts over RDMA in one boot of {id}");
+        agent.say(now_ms, 5, Up::Observed);
     }
 
     fn stop_worker(&mut self, id: &NodeId, worker: WorkerKey, mode: StopMode) {

@@ -151,6 +151,7 @@ impl Night {
         agent.disconnect();
         // The worker ends with its agent, and nobody keeps what it would have said.
         agent.worker = None;
+        agent.link_test = None;
         agent.untold.clear();
         agent.is_up = false;
         agent.back_at_ms = now_ms + down_ms;
