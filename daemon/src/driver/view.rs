@@ -5,7 +5,7 @@ use nightshift_proto::v1;
 use super::Driver;
 use crate::{
     model::{self, Incident, JobId, JobState, NodeId, Outlook},
-    recovery::{Job, Node, Now, Worker},
+    recovery::{Job, Node, Now, Step, Worker},
     rpc::{convert, plan},
 };
 
@@ -161,7 +161,7 @@ impl Driver {
         v1::Node {
             node_id: node.id.to_string(),
             state: state.into(),
-            conditions: conditions(node, unusable.as_deref()),
+            conditions: conditions(node, unusable.as_deref(), self.machine.way_back(now, &node.id)),
             detail: unusable.unwrap_or_default(),
             observation: display.and_then(|display| display.observation.clone()),
             runtime: display.and_then(|display| display.runtime.clone()),
@@ -287,7 +287,7 @@ fn mostly_failed(job: &Job) -> bool {
     job.rows_failed * 10 > u64::from(job.record.rows_total)
 }
 
-fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
+fn conditions(node: &Node, unusable: Option<&str>, way_back: Vec<Step>) -> Vec<v1::Condition> {
     let since_unix_ms = node.session.as_ref().map_or(node.last_seen_unix_ms, |session| session.since_unix_ms);
     let condition = |r#type: &str, status: v1::ConditionStatus, reason: &str, message: &str| v1::Condition {
         r#type: r#type.to_owned(),
@@ -315,7 +315,11 @@ fn conditions(node: &Node, unusable: Option<&str>) -> Vec<v1::Condition> {
         .as_ref()
         .map(|quarantine| condition("Quarantined", True, "GpuFaults", &quarantine.reason));
     let reboot = node.needs_reboot().map(|(reason, text)| condition("NeedsReboot", True, reason, &text));
-    [ready, connected, runtime].into_iter().chain(quarantined).chain(reboot).collect()
+    let steps = way_back.into_iter().map(|step| {
+        let status = step.is_done.map_or(Unknown, |is_done| if is_done { True } else { False });
+        condition(step.kind, status, step.reason, &step.message)
+    });
+    [ready, connected, runtime].into_iter().chain(quarantined).chain(reboot).chain(steps).collect()
 }
 
 pub(super) fn incident_message(incident: &Incident) -> v1::Incident {

@@ -25,6 +25,7 @@
 //! ```
 
 mod boot;
+mod conditions;
 mod costs;
 mod damping;
 mod dispatch;
@@ -58,6 +59,7 @@ mod windows;
 mod work;
 mod workers;
 
+pub use conditions::Step;
 pub use effect::{Command, Effect, GangLaunch, RankLaunch, RowGrant, StopMode};
 pub use event::{
     CheckpointNews, CommittedRow, Event, ExitClass, HeldRow, JobTotals, LinkTestResult, ModelFound, Now,

@@ -155,9 +155,9 @@ pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
             );
         }
     } else {
-        let needs =
-            node.conditions.iter().filter(|c| c.kind.starts_with("Needs") && is_bad(&c.kind, c.status));
-        said.extend(needs.filter_map(|c| c.message.as_deref()));
+        // It takes work, and yet something keeps it from gangs, or is to be done about it at leisure.
+        let bad = node.conditions.iter().filter(|c| is_bad(&c.kind, c.status));
+        said.extend(bad.filter_map(|c| c.message.as_deref()));
     }
     let boot = boot(node);
     said.extend(boot.as_deref());
@@ -194,8 +194,13 @@ pub(crate) fn boot(node: &NodeView) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-/// Whether a condition is one to tell a person about: "Ready" and "…Ready" should be true, "NeedsReboot" and the like
-/// should be false.
+/// Whether a condition is one to tell a person about: "Ready" and "…Ready" should be true, and so should the steps by which a Mac
+/// comes back into gangs; "NeedsReboot" and the like should be false. "Rejoined" repeats the step that is open.
 fn is_bad(kind: &str, status: &str) -> bool {
-    if kind.starts_with("Needs") { status == "true" } else { kind.ends_with("Ready") && status == "false" }
+    if kind.starts_with("Needs") {
+        return status == "true";
+    }
+    let should_hold =
+        kind.ends_with("Ready") || matches!(kind, "VersionsAlike" | "LinksPrepared" | "LinksProven");
+    should_hold && status == "false"
 }
