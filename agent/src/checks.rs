@@ -131,6 +131,7 @@ pub fn checks(seen: &Observation, beside: &Beside<'_>) -> Vec<Check> {
     found.extend(seen.preflight.iter().flat_map(settings));
     found.extend(seen.thunderbolt.iter().flat_map(|thunderbolt| links(seen, thunderbolt)));
     found.extend(beside.links.filter(|links| links.ports > 0).map(link_preparation));
+    found.extend(beside.links.filter(|links| !links.held.is_empty()).map(held_ports));
     found.extend(rdma_starts(beside));
     found.extend(tools(seen));
     found
@@ -385,6 +386,19 @@ fn link_preparation(links: &State) -> Check {
         return of(Level::Warn, links.refused.join("; "), "mend that by hand: it is not ours to change");
     }
     Check::ok("link-preparation", format!("{ports} {} prepared", if links.ports == 1 { "is" } else { "are" }))
+}
+
+fn held_ports(links: &State) -> Check {
+    let (ports, was, is) = match links.held.as_slice() {
+        [one] => (one.clone(), "was", "is"),
+        more => (more.join(", "), "were", "are"),
+    };
+    Check::new(
+        "link-held",
+        Level::Warn,
+        format!("{ports} {was} reset by hand, and {is} not prepared until somebody does that by hand, too"),
+        "run `sudo cluster-agent link apply` there when it may be used again",
+    )
 }
 
 fn cable(seen: &Observation, port: &ThunderboltPort) -> Check {

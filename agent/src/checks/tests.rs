@@ -319,6 +319,22 @@ fn how_the_ports_to_other_nodes_are_is_told() {
 }
 
 #[test]
+fn a_port_that_a_person_has_reset_is_told_until_it_is_released() {
+    let told = |ports, held: &[&str]| {
+        let held = held.iter().map(ToString::to_string).collect();
+        let links = State { ports, held, ..State::default() };
+        let beside = Beside { links: Some(&links), ..beside() };
+        let found = checks(&ready(), &beside).into_iter().filter(|check| check.id.starts_with("link-"));
+        found.map(|check| (check.id, check.level, check.seen)).collect::<Vec<_>>()
+    };
+    let one = "en3 was reset by hand, and is not prepared until somebody does that by hand, too";
+    assert_eq!(told(0, &["en3"]), [("link-held", Level::Warn, one.to_owned())], "nothing else is said of it");
+    let both = told(1, &["en3", "en6"]);
+    assert_eq!((both[0].0, both[0].1), ("link-preparation", Level::Ok));
+    assert!(both[1].2.starts_with("en3, en6 were reset by hand, and are not prepared"), "{both:?}");
+}
+
+#[test]
 fn what_the_machine_went_through_is_told_with_time_and_worker() {
     let t = 1_795_654_800_000;
     let report = |tells: Tells| Sign::Report { report: Report { tells, ..Report::default() }, unix_ms: t };

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use nightshift_agent::{
     link_prep::{
+        held::{self, Held},
         keeper,
         plan::{Plan, Step},
         run::{Journal, prepare, propose, reset, wanted},
@@ -26,10 +27,10 @@ use nightshift_agent::{
 pub(super) enum Link {
     /// Print the commands that the ports of this Mac need, and change nothing.
     Plan(Ports),
-    /// Run these commands (as root), and note what they change.
+    /// Run these commands (as root), and note what they change. Ends what `reset` says of their ports.
     Apply(Ports),
-    /// Take back what was changed since this machine started (as root).
-    Reset(Place),
+    /// Take back what was changed since this machine started (as root). The agent leaves these ports alone until `apply`.
+    Reset(Reset),
 }
 
 #[derive(Debug, Args)]
@@ -50,28 +51,49 @@ pub(super) struct Place {
     scripted_mac: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Reset {
+    #[command(flatten)]
+    place: Place,
+    /// Let the agent prepare them again, if that is its policy.
+    #[arg(long)]
+    once: bool,
+}
+
 pub(super) fn run(command: Link) -> anyhow::Result<ExitCode> {
-    let text = match command {
+    match command {
         Link::Plan(ports) => {
             let (mut site, seen) = Site::open(ports.place)?;
             let wanted = site.wanted(&seen, &ports.peer)?;
-            describe_plan(&propose(&mut site.tools, &wanted)?)
+            say(&describe_plan(&propose(&mut site.tools, &wanted)?))?;
         }
         Link::Apply(ports) => {
             let (mut site, seen) = Site::open(ports.place)?;
             let wanted = site.wanted(&seen, &ports.peer)?;
             let mut journal = site.journal(&seen)?;
-            describe_done("done", &prepare(&mut site.tools, &mut journal, &wanted)?)
+            let interfaces = wanted.iter().map(|port| port.interface.as_str());
+            let released = site.held()?.release(interfaces, seen.thunderbolt.as_ref())?;
+            say(&describe_released(&released))?;
+            say(&describe_done("done", &prepare(&mut site.tools, &mut journal, &wanted)?))?;
         }
-        Link::Reset(place) => {
+        Link::Reset(Reset { place, once }) => {
             let (mut site, seen) = Site::open(place)?;
             let mut journal = site.journal(&seen)?;
+            let mut held = site.held()?;
+            if !once {
+                // Before anything is taken back: an agent that runs would have it again within seconds.
+                held.hold(journal.interfaces(), seen.thunderbolt.as_ref())?;
+            }
+            say(&describe_held(&held))?;
             let steps = reset(&mut site.tools, &mut journal)?;
-            describe_done("taken back by", &Plan { steps, refused: Vec::new() })
+            say(&describe_done("taken back by", &Plan { steps, refused: Vec::new() }))?;
         }
-    };
-    write!(io::stdout().lock(), "{text}").context("cannot write to stdout")?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    write!(io::stdout().lock(), "{text}").context("cannot write to stdout")
 }
 
 struct Site {
@@ -134,6 +156,11 @@ impl Site {
         self.lock = Some(lock);
         Ok(Journal::open(&dir.join(keeper::JOURNAL), seen.boot_id.as_deref())?)
     }
+
+    /// Only under the lock, which comes with the journal.
+    fn held(&self) -> anyhow::Result<Held> {
+        Ok(Held::open(&held::path(&self.state_dir))?)
+    }
 }
 
 fn describe_plan(plan: &Plan) -> String {
@@ -154,6 +181,22 @@ fn describe_done(what: &str, plan: &Plan) -> String {
     lines(&mut text, &plan.steps, &format!("{what}: "));
     refused(&mut text, plan);
     text
+}
+
+fn describe_released(interfaces: &[String]) -> String {
+    let line =
+        |name: &String| format!("# {name} was left alone since it was reset by hand, and is not any more\n");
+    interfaces.iter().map(line).collect()
+}
+
+fn describe_held(held: &Held) -> String {
+    let line = |name: &str| {
+        format!(
+            "# {name} is left alone from now on, also after a restart and whatever the agent's `link_policy`; \
+             `sudo cluster-agent link apply` ends that\n"
+        )
+    };
+    held.interfaces().map(line).collect()
 }
 
 fn lines(text: &mut String, steps: &[Step], before: &str) {

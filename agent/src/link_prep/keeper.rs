@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    held::{self, Held},
     known,
     pace::{Looked, Pace},
     plan::{Plan, Step, Wanted},
@@ -48,8 +49,10 @@ pub enum Policy {
 /// How the ports are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// Ports of this cluster with a cable.
+    /// Ports of this cluster with a cable, but those that are held.
     pub ports: usize,
+    /// Interfaces of ports that a person has reset by hand: they are left as they are.
+    pub held: Vec<String>,
     /// What they lack, as commands. Of [`Policy::Apply`] none, unless it went wrong.
     pub lacks: Vec<String>,
     /// Ports that are left as they are, and why.
@@ -83,10 +86,12 @@ struct Basis {
     thunderbolt: Thunderbolt,
     interfaces: Vec<Interface>,
     wanted: Vec<Wanted>,
+    /// What the file of held ports says, as it is.
+    held: Option<Vec<u8>>,
 }
 
 impl Basis {
-    fn of(seen: &Observation, known: &BTreeSet<String>) -> Option<Self> {
+    fn of(seen: &Observation, known: &BTreeSet<String>, held: Option<Vec<u8>>) -> Option<Self> {
         let thunderbolt = seen.thunderbolt.clone()?;
         let mut wanted = wanted(&thunderbolt, |uuid| known.contains(uuid));
         wanted.retain(|port| !has_network_of_its_own(seen, &thunderbolt, port));
@@ -96,7 +101,7 @@ impl Basis {
             })
         };
         let interfaces = seen.interfaces.iter().filter(is_port).cloned().collect();
-        Some(Self { thunderbolt, interfaces, wanted })
+        Some(Self { thunderbolt, interfaces, wanted, held })
     }
 }
 
@@ -137,7 +142,9 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
             saved.clone_from(&told);
             save(&state_dir, told.clone()).await;
         }
-        let basis = Basis::of(&seen, &told).filter(|basis| !basis.wanted.is_empty());
+        let held = tokio::fs::read(held::path(&state_dir)).await.ok();
+        let basis = Basis::of(&seen, &told, held).filter(|basis| !basis.wanted.is_empty());
+        let is_cabled = basis.is_some() && policy != Policy::Observe;
         let mut due = None;
         match basis {
             None => {
@@ -147,7 +154,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
             Some(basis) => {
                 due = pace.due(now, &basis);
                 if due.is_some_and(|due| due <= now) {
-                    let ports = basis.wanted.len();
+                    let cabled = basis.wanted.len();
                     let job = Job {
                         policy,
                         state_dir: state_dir.clone(),
@@ -173,6 +180,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
                     }
                     let state = outcome.state();
                     let problem = state.problem.clone().or(fight);
+                    let ports = cabled - state.held.len();
                     let state = State { ports, given_up: pace.has_given_up(), problem, ..state };
                     publish.send_if_modified(|before| {
                         let differs = **before != state;
@@ -188,6 +196,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
             // No more can be told once the session is gone, and what is known stays.
             Ok(()) = known.changed() => {}
             () = sleep_until(due) => {}
+            () = tokio::time::sleep(HELD_POLL), if is_cabled => {}
         }
     }
 }
@@ -224,6 +233,7 @@ struct Job {
 struct Outcome {
     lacks: Vec<String>,
     refused: Vec<String>,
+    held: Vec<String>,
     problem: Option<String>,
     changed: bool,
 }
@@ -234,7 +244,8 @@ impl Outcome {
     }
 
     fn state(self) -> State {
-        State { lacks: self.lacks, refused: self.refused, problem: self.problem, ..State::default() }
+        let Self { lacks, refused, held, problem, changed: _ } = self;
+        State { lacks, refused, held, problem, ..State::default() }
     }
 }
 
@@ -245,31 +256,50 @@ impl Job {
             // It undoes what is done; the check of its own says what to do about it.
             return Outcome::default();
         }
-        let lines = |steps: &[Step]| steps.iter().map(Step::command_line).collect();
-        match self.policy {
-            Policy::Observe => Outcome::default(),
-            Policy::Apply if self.may_change => match self.apply(tools) {
-                Ok(Plan { steps, refused }) => {
-                    Outcome { refused, changed: !steps.is_empty(), ..Outcome::default() }
-                }
-                Err(problem) => Outcome::failed(problem),
-            },
-            Policy::Suggest | Policy::Apply => match propose(tools, &self.wanted) {
-                Ok(Plan { steps, refused }) => {
-                    Outcome { lacks: lines(&steps), refused, ..Outcome::default() }
-                }
-                Err(error) => Outcome::failed(util::chain(&error)),
-            },
-        }
+        let outcome = match self.policy {
+            Policy::Observe => Ok(Outcome::default()),
+            Policy::Apply if self.may_change => lock(&self.state_dir).and_then(|_lock| self.apply(tools)),
+            Policy::Suggest | Policy::Apply => self.propose(tools),
+        };
+        outcome.unwrap_or_else(Outcome::failed)
     }
 
-    fn apply(&self, tools: &mut Tools) -> Result<Plan, String> {
-        let _lock = lock(&self.state_dir)?;
+    fn apply(&self, tools: &mut Tools) -> Result<Outcome, String> {
+        // Under the lock: a person who holds a port now waits for it, and what was held before is seen.
+        let (held, wanted) = self.without_held()?;
         let journal = Journal::open(&self.state_dir.join(JOURNAL), self.seen.boot_id.as_deref());
-        let prepared = journal.and_then(|mut journal| prepare(tools, &mut journal, &self.wanted));
-        prepared.map_err(|error| util::chain(&error))
+        let prepared = journal.and_then(|mut journal| prepare(tools, &mut journal, &wanted));
+        Ok(match prepared {
+            Ok(Plan { steps, refused }) => {
+                Outcome { refused, held, changed: !steps.is_empty(), ..Outcome::default() }
+            }
+            Err(error) => Outcome { held, ..Outcome::failed(util::chain(&error)) },
+        })
+    }
+
+    fn propose(&self, tools: &mut Tools) -> Result<Outcome, String> {
+        let (held, wanted) = self.without_held()?;
+        Ok(match propose(tools, &wanted) {
+            Ok(Plan { steps, refused }) => {
+                let lacks = steps.iter().map(Step::command_line).collect();
+                Outcome { lacks, refused, held, ..Outcome::default() }
+            }
+            Err(error) => Outcome { held, ..Outcome::failed(util::chain(&error)) },
+        })
+    }
+
+    /// The interfaces of ports that are held, and the ports that are not.
+    fn without_held(&self) -> Result<(Vec<String>, Vec<Wanted>), String> {
+        let held = Held::open(&held::path(&self.state_dir)).map_err(|error| util::chain(&error))?;
+        let is_held = |port: &Wanted| held.holds(&port.interface, self.seen.thunderbolt.as_ref());
+        let (held, free): (Vec<_>, Vec<_>) = self.wanted.iter().cloned().partition(is_held);
+        Ok((held.into_iter().map(|port| port.interface).collect(), free))
     }
 }
+
+/// A person who resets or prepares ports by hand sees in `doctor` what came of it while still looking there; nothing tells of the
+/// file.
+const HELD_POLL: Duration = Duration::from_secs(1);
 
 /// What was changed in this boot, in the state directory.
 pub const JOURNAL: &str = "link-prep.json";
@@ -305,7 +335,10 @@ pub fn lock(state_dir: &Path) -> Result<fs::File, String> {
 mod tests {
     use super::*;
     use crate::{
-        link_prep::tests::{Machine, port},
+        link_prep::{
+            run::reset,
+            tests::{Machine, port},
+        },
         probe::observation::Preflight,
     };
 
@@ -367,6 +400,30 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_a_person_has_reset_is_left_as_it_is_until_it_is_released() {
+        let mut machine = Machine::new();
+        assert!(look(&mut machine, Policy::Apply, true).changed);
+        let mut held = Held::open(&held::path(machine.path())).unwrap();
+        held.hold(["en6"], None).unwrap();
+        let mut journal = Journal::open(&machine.path().join(JOURNAL), Some("boot-1")).unwrap();
+        reset(&mut machine.tools, &mut journal).unwrap();
+        let calls = machine.calls();
+        for policy in [Policy::Apply, Policy::Suggest] {
+            let outcome = look(&mut machine, policy, true);
+            assert_eq!((outcome.changed, outcome.lacks.len(), outcome.problem.as_ref()), (false, 0, None));
+            assert_eq!(outcome.state().held, ["en6"]);
+        }
+        assert_eq!(machine.calls(), calls);
+        held.release(["en6"], None).unwrap();
+        let outcome = look(&mut machine, Policy::Apply, true);
+        assert!(outcome.changed && outcome.held.is_empty(), "{outcome:?}");
+        // Nobody knows what it says, and nothing is done against it.
+        fs::write(held::path(machine.path()), "torn").unwrap();
+        let outcome = look(&mut machine, Policy::Apply, true);
+        assert!(outcome.problem.unwrap().contains("link-held.json cannot be read"));
+    }
+
+    #[test]
     fn a_port_with_a_network_of_somebody_elses_is_left_to_them() {
         let port = &port()[0];
         let of = |up, addresses: &[&str], bridge: Option<&str>| {
@@ -395,7 +452,7 @@ mod tests {
     #[test]
     fn a_look_rests_on_the_ports_and_their_interfaces_alone() {
         let mut seen = Observation::default();
-        assert_eq!(Basis::of(&seen, &BTreeSet::new()), None);
+        assert_eq!(Basis::of(&seen, &BTreeSet::new(), None), None);
         let of = |name: &str| Interface { name: name.to_owned(), ..Interface::default() };
         let thunderbolt = crate::probe::observation::ThunderboltPort {
             interface: Some("en3".into()),
@@ -403,10 +460,12 @@ mod tests {
         };
         seen.thunderbolt = Some(Thunderbolt { ports: vec![thunderbolt], ..Thunderbolt::default() });
         seen.interfaces = vec![of("en0"), of("en3")];
-        let before = Basis::of(&seen, &BTreeSet::new()).unwrap();
+        let before = Basis::of(&seen, &BTreeSet::new(), None).unwrap();
         seen.interfaces[0].up = true;
-        assert_eq!(Basis::of(&seen, &BTreeSet::new()).unwrap(), before, "en0 is none of its ports");
+        assert_eq!(Basis::of(&seen, &BTreeSet::new(), None).unwrap(), before, "en0 is none of its ports");
         seen.interfaces[1].up = true;
-        assert_ne!(Basis::of(&seen, &BTreeSet::new()).unwrap(), before);
+        assert_ne!(Basis::of(&seen, &BTreeSet::new(), None).unwrap(), before);
+        let before = Basis::of(&seen, &BTreeSet::new(), None).unwrap();
+        assert_ne!(Basis::of(&seen, &BTreeSet::new(), Some(b"[]".to_vec())).unwrap(), before);
     }
 }

@@ -159,6 +159,21 @@ impl Step {
         }
     }
 
+    /// Whose change it is.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        match self {
+            Self::LeaveBridge { interface, .. }
+            | Self::JoinBridge { interface, .. }
+            | Self::Up { interface }
+            | Self::Down { interface }
+            | Self::AddAddress { interface, .. }
+            | Self::RemoveAddress { interface, .. }
+            | Self::AddRoute { interface, .. }
+            | Self::RemoveRoute { interface, .. } => interface,
+        }
+    }
+
     /// Whether what it brings about is so already.
     #[must_use]
     pub fn is_done(&self, seen: &Network) -> bool {

@@ -59,7 +59,7 @@ pub enum Error {
         /// Command lines.
         left: Vec<String>,
     },
-    /// The record of what was changed cannot be kept or read.
+    /// The record of what was changed, or is to be left alone, cannot be kept or read.
     #[error("nothing is changed, because {} cannot be {verb}", .path.display())]
     Journal {
         /// The file.
@@ -122,6 +122,12 @@ impl Journal {
     #[must_use]
     pub fn done(&self) -> &[Step] {
         &self.record.done
+    }
+
+    /// The interfaces that were changed.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<&str> {
+        self.record.done.iter().map(Step::interface).collect()
     }
 
     fn keep(&mut self, record: Record) -> Result<(), Error> {

@@ -157,7 +157,7 @@ impl Step {
             }
             (Manager::Systemd, Self::Reload) => vec![Command::new(SYSTEMCTL, &["daemon-reload"])],
             (_, Self::ResetLinks { program }) => {
-                vec![Command::new(&program.to_string_lossy(), &["link", "reset"])]
+                vec![Command::new(&program.to_string_lossy(), &["link", "reset", "--once"])]
             }
             _ => Vec::new(),
         }

@@ -533,7 +533,7 @@ fn one_of_two_goes_and_the_other_stays() {
     put(&machine.at(&format!("{DATA}/agent/link-prep.json")), "{}", 0o600);
     let pid = machine.pid(CONTROLLER);
     let said = machine.done(&["uninstall", "agent", "--purge", "--yes"]);
-    assert!(said.contains("    /usr/local/bin/cluster-agent link reset\n"), "{said}");
+    assert!(said.contains("    /usr/local/bin/cluster-agent link reset --once\n"), "{said}");
     assert!(machine.pid(AGENT).is_none() && machine.pid(CONTROLLER) == pid && pid.is_some());
     for (path, stays) in [
         ("usr/local/bin/cluster-agent", false),

@@ -13,6 +13,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("macs::what_happens_to_a_cable_is_told_with_what_to_do", &[], cable),
         case("macs::a_port_that_the_bridge_took_is_prepared_as_the_policy_says", &[], preparation),
+        case("macs::a_port_that_a_person_has_reset_is_left_alone", &[], reset_by_hand),
         case("macs::a_machine_that_is_not_set_up_for_the_night_is_told", &[], machine),
     ]
 }
@@ -49,6 +50,14 @@ impl Macs {
         let mut command = self.cluster.agent_command(NAMES[index], &self.dir.sub("no-runtime"));
         command.args(["--link-policy", policy, "--scripted-mac"]).arg(self.macs[index].dir());
         self.cluster.start_agent_with(NAMES[index], command);
+    }
+
+    /// `cluster-agent link` beside the agent of that Mac.
+    async fn link(&self, index: usize, what: &str) -> nightshift_tests::process::Outcome {
+        let mut command = self.cluster.command("cluster-agent");
+        command.args(["link", what, "--scripted-mac"]).arg(self.macs[index].dir());
+        command.arg("--state-dir").arg(self.cluster.path().join("agents").join(NAMES[index]));
+        nightshift_tests::process::run(command).await
     }
 
     fn apply(&self) {
@@ -228,6 +237,68 @@ async fn preparation() {
         b.ports[0].address = Some(address);
     });
     macs.check_says("m2", "link-preparation", "the port to another node is prepared").await;
+    macs.cluster.finish().await;
+}
+
+/// While the agent runs with leave to prepare ports.
+async fn reset_by_hand() {
+    let mut macs = Macs::start("mac-reset").await;
+    macs.cable_is("rdma", &[]).await;
+    macs.cluster.kill_agent("m2").await;
+    let bridged = |macs: &mut [Mac; 2]| {
+        macs[1].ports[0].bridged = true;
+        macs[1].ports[0].address = None;
+    };
+    macs.change(bridged);
+    macs.start_agent_with_policy(1, "apply");
+    wait::eventually("the port to be prepared", wait::SOON, async || {
+        let changes = macs.macs[1].changes();
+        if changes.contains("alias") { Ok(()) } else { Err(changes) }
+    })
+    .await;
+    let address = macs.macs[1]
+        .changes()
+        .split("inet ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .map(str::to_owned);
+    macs.change(|[_, b]| {
+        b.ports[0].bridged = false;
+        b.ports[0].address = address;
+    });
+    macs.check_says("m2", "link-preparation", "the port to another node is prepared").await;
+
+    // These tools note what they are told, and the test does it: a way back that is not gone is told, and the next try finds it gone.
+    let reset = macs.link(1, "reset").await;
+    assert!(reset.stdout.starts_with("# en3 is left alone from now on"), "{reset:?}");
+    assert!(reset.stderr.contains("the system does not do what it was told"), "{reset:?}");
+    macs.change(bridged);
+    let reset = macs.link(1, "reset").await;
+    assert_eq!(reset.code, Some(0), "{reset:?}");
+    let changes = macs.macs[1].changes();
+    assert!(changes.ends_with("-alias\nifconfig bridge0 addm en3\n"), "{changes}");
+    let held = "en3 was reset by hand, and is not prepared until somebody does that by hand, too";
+    macs.check_says("m2", "link-held", held).await;
+    macs.cluster.kill_agent("m2").await;
+    // A new controller knows what the new agent says, and nothing of what the last one said.
+    macs.cluster.stop_controller().await;
+    macs.cluster.start_controller().await;
+    macs.start_agent_with_policy(1, "apply");
+    macs.check_says("m2", "link-held", held).await;
+    assert_eq!(macs.macs[1].changes(), changes, "neither that agent nor the next has changed anything");
+
+    let applied = macs.link(1, "apply").await;
+    let released = "# en3 was left alone since it was reset by hand, and is not any more\n";
+    assert!(applied.stdout.starts_with(released), "{applied:?}");
+    let by_hand = macs.macs[1].changes();
+    wait::eventually("the agent to prepare it again", wait::SOON, async || {
+        if macs.macs[1].changes().len() > by_hand.len() {
+            Ok(())
+        } else {
+            Err(macs.doctor().await.to_string())
+        }
+    })
+    .await;
     macs.cluster.finish().await;
 }
 
