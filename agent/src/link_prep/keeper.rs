@@ -4,7 +4,6 @@
 //! takes after a restart is so taken back within seconds, without anybody being there.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, TryLockError},
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -75,7 +74,7 @@ pub struct Options {
     /// Whether changing the network is this process's to do.
     pub may_change: bool,
     /// The buses of this cluster.
-    pub known: watch::Receiver<BTreeSet<String>>,
+    pub known: watch::Receiver<Vec<String>>,
     /// Has the ports.
     pub probe: probe::watch::Handle,
 }
@@ -91,9 +90,9 @@ struct Basis {
 }
 
 impl Basis {
-    fn of(seen: &Observation, known: &BTreeSet<String>, held: Option<Vec<u8>>) -> Option<Self> {
+    fn of(seen: &Observation, known: &[String], held: Option<Vec<u8>>) -> Option<Self> {
         let thunderbolt = seen.thunderbolt.clone()?;
-        let mut wanted = wanted(&thunderbolt, |uuid| known.contains(uuid));
+        let mut wanted = wanted(&thunderbolt, |uuid| known.iter().any(|known| known == uuid));
         wanted.retain(|port| !has_network_of_its_own(seen, &thunderbolt, port));
         let is_port = |interface: &&Interface| {
             thunderbolt.ports.iter().any(|port| {
@@ -208,7 +207,7 @@ async fn sleep_until(due: Option<Instant>) {
     }
 }
 
-async fn save(state_dir: &Path, known: BTreeSet<String>) {
+async fn save(state_dir: &Path, known: Vec<String>) {
     let path = known::path(state_dir);
     let saved = tokio::task::spawn_blocking(move || known::save(&path, &known)).await;
     if let Ok(Err(error)) = saved {
@@ -452,7 +451,7 @@ mod tests {
     #[test]
     fn a_look_rests_on_the_ports_and_their_interfaces_alone() {
         let mut seen = Observation::default();
-        assert_eq!(Basis::of(&seen, &BTreeSet::new(), None), None);
+        assert_eq!(Basis::of(&seen, &[], None), None);
         let of = |name: &str| Interface { name: name.to_owned(), ..Interface::default() };
         let thunderbolt = crate::probe::observation::ThunderboltPort {
             interface: Some("en3".into()),
@@ -460,12 +459,12 @@ mod tests {
         };
         seen.thunderbolt = Some(Thunderbolt { ports: vec![thunderbolt], ..Thunderbolt::default() });
         seen.interfaces = vec![of("en0"), of("en3")];
-        let before = Basis::of(&seen, &BTreeSet::new(), None).unwrap();
+        let before = Basis::of(&seen, &[], None).unwrap();
         seen.interfaces[0].up = true;
-        assert_eq!(Basis::of(&seen, &BTreeSet::new(), None).unwrap(), before, "en0 is none of its ports");
+        assert_eq!(Basis::of(&seen, &[], None).unwrap(), before, "en0 is none of its ports");
         seen.interfaces[1].up = true;
-        assert_ne!(Basis::of(&seen, &BTreeSet::new(), None).unwrap(), before);
-        let before = Basis::of(&seen, &BTreeSet::new(), None).unwrap();
-        assert_ne!(Basis::of(&seen, &BTreeSet::new(), Some(b"[]".to_vec())).unwrap(), before);
+        assert_ne!(Basis::of(&seen, &[], None).unwrap(), before);
+        let before = Basis::of(&seen, &[], None).unwrap();
+        assert_ne!(Basis::of(&seen, &[], Some(b"[]".to_vec())).unwrap(), before);
     }
 }

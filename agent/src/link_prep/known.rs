@@ -2,7 +2,6 @@
 //! restart of everything, before anybody has told again.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,7 +20,7 @@ const MOST_CHARS: usize = 64;
 
 /// Takes in what a controller tells. Clones are the same.
 #[derive(Debug, Clone)]
-pub struct ClusterPorts(Arc<watch::Sender<BTreeSet<String>>>);
+pub struct ClusterPorts(Arc<watch::Sender<Vec<String>>>);
 
 impl ClusterPorts {
     /// What was told before is in this file, if it is there. One that makes no sense is as none: the next session tells again.
@@ -29,32 +28,37 @@ impl ClusterPorts {
     pub fn open(path: &Path) -> Self {
         let found = match fs::read(path) {
             Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         };
         let known = found.unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "which ports are this cluster's cannot be read; the controller tells again");
-            BTreeSet::new()
+            Vec::new()
         });
         Self(Arc::new(watch::channel(known).0))
     }
 
-    /// Adds what a controller tells.
+    /// Adds what a controller tells. Beyond the bound it is the ones told longest ago that are forgotten: a cluster whose Macs were
+    /// replaced one by one goes on to be prepared.
     pub fn learn(&self, told: &v1::ClusterPorts) {
+        let is_uuid = |uuid: &&String| (1..=MOST_CHARS).contains(&uuid.len());
+        let told: Vec<&String> = told.domain_uuids.iter().filter(is_uuid).take(MOST_KNOWN).collect();
         self.0.send_if_modified(|known| {
-            let before = known.len();
-            for uuid in &told.domain_uuids {
-                if known.len() < MOST_KNOWN && (1..=MOST_CHARS).contains(&uuid.len()) {
-                    known.insert(uuid.clone());
-                }
+            let mut next = known.clone();
+            for uuid in told {
+                next.retain(|known| known != uuid);
+                next.push(uuid.clone());
             }
-            known.len() > before
+            next.drain(..next.len().saturating_sub(MOST_KNOWN));
+            let differs = next != *known;
+            *known = next;
+            differs
         });
     }
 
-    /// All that are known; wakes whoever waits for more.
+    /// All that are known, those told last at the end; wakes whoever waits for more.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<BTreeSet<String>> {
+    pub fn subscribe(&self) -> watch::Receiver<Vec<String>> {
         self.0.subscribe()
     }
 }
@@ -69,7 +73,7 @@ pub fn path(state_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn save(path: &Path, known: &BTreeSet<String>) -> io::Result<()> {
+pub fn save(path: &Path, known: &[String]) -> io::Result<()> {
     durable::replace_file(path, &serde_json::to_vec(known).map_err(io::Error::other)?)
 }
 
@@ -90,16 +94,40 @@ mod tests {
         ports.learn(&told(&["A", "B", ""]));
         assert!(known.has_changed().unwrap());
         save(&file, &known.borrow_and_update().clone()).unwrap();
-        ports.learn(&told(&["A"]));
+        ports.learn(&told(&["A", "B"]));
         assert!(!known.has_changed().unwrap(), "nothing new");
 
         let again = ClusterPorts::open(&file);
         again.learn(&told(&["C"]));
-        assert_eq!(again.subscribe().borrow().iter().cloned().collect::<Vec<_>>(), ["A", "B", "C"]);
-        let many: Vec<String> = (0..2_000).map(|n| format!("X{n}")).collect();
-        again.learn(&v1::ClusterPorts { domain_uuids: many });
-        assert_eq!(again.subscribe().borrow().len(), MOST_KNOWN);
+        assert_eq!(*again.subscribe().borrow(), ["A", "B", "C"]);
         fs::write(&file, "torn").unwrap();
         assert!(ClusterPorts::open(&file).subscribe().borrow().is_empty());
+    }
+
+    #[test]
+    fn what_was_told_longest_ago_makes_room_for_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = path(dir.path());
+        let ports = ClusterPorts::open(&file);
+        let old: Vec<String> = (0..MOST_KNOWN).map(|n| format!("X{n}")).collect();
+        ports.learn(&v1::ClusterPorts { domain_uuids: old });
+        ports.learn(&told(&["X0"]));
+        save(&file, &ports.subscribe().borrow()).unwrap();
+
+        let again = ClusterPorts::open(&file);
+        again.learn(&told(&["NEW", "NEWER"]));
+        let mut known = again.subscribe();
+        let has = |uuid: &str| known.borrow().iter().any(|known| known == uuid);
+        assert_eq!(known.borrow().len(), MOST_KNOWN);
+        assert!(has("NEW") && has("NEWER"));
+        assert!(has("X0"), "it was told again since");
+        assert!(!has("X1") && !has("X2") && has("X3"), "these were told longest ago");
+
+        // However much one tells at once.
+        let many: Vec<String> = (0..2_000).map(|n| format!("Y{n}")).collect();
+        again.learn(&v1::ClusterPorts { domain_uuids: many.clone() });
+        assert_eq!(known.borrow_and_update().len(), MOST_KNOWN);
+        again.learn(&v1::ClusterPorts { domain_uuids: many });
+        assert!(!known.has_changed().unwrap(), "the same again is nothing new");
     }
 }
