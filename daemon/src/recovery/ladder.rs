@@ -264,7 +264,7 @@ impl Machine {
                 "{name} is back and is to hold for {} s yet; going down the ladder for that would load twice",
                 ms.div_ceil(1_000)
             );
-            return Some(Reason::new("link-unsettled", text));
+            return Some(Reason::new("settling", text));
         }
         let is_early = now.mono_ms < planned_since_mono_ms + FIRST_LOOK_MS;
         (!job.ladder.has_run && is_early).then(|| {

@@ -62,12 +62,13 @@ impl Machine {
         }
     }
 
-    /// Of a job that is sharded, or was asked to be: the links it does without and does not say so in its plan, which is as old as
-    /// its workers.
+    /// Of a job that is sharded, or was asked to be: the links that it would do without now. What its plan says of links is as old
+    /// as its workers, and may have been mended since, or be another thing by now.
     fn links_unused(&self, now: Now, job: &Job) -> Vec<Ruling> {
         let is_asked_for = job.record.spec.mode.is_some_and(|mode| mode != Mode::Independent);
         let is_sharded = job.rung().is_some_and(|rung| rung.backend.is_some());
-        if job.record.state != JobState::Active || !(is_asked_for || is_sharded) {
+        let was_told = job.plan.iter().flat_map(|plan| &plan.reasons).any(|reason| is_of_links(reason.rule));
+        if job.record.state != JobState::Active || !(is_asked_for || is_sharded || was_told) {
             return Vec::new();
         }
         let model = &job.record.spec.model;
@@ -76,11 +77,8 @@ impl Machine {
         };
         let nodes: BTreeSet<NodeId> =
             self.nodes.values().filter(has_it).map(|node| node.id.clone()).collect();
-        let planned = job.plan.as_ref().map_or(&[][..], |plan| &plan.reasons);
-        let unused = self.unused_links(now, &nodes);
-        let is_news = |reason: &Reason| planned.iter().all(|other| other.rule != reason.rule);
-        let news = unused.into_iter().filter(is_news);
-        news.map(|reason| Ruling::keeps(reason.rule, reason.text)).collect()
+        let unused = self.unused_links(now, &nodes).into_iter();
+        unused.map(|reason| Ruling::keeps(reason.rule, reason.text)).collect()
     }
 
     fn turn(&self, job: &Job) -> Ruling {
@@ -332,20 +330,21 @@ fn keeps(rule: &str) -> bool {
     matches!(
         rule,
         "asking"
-            | "cable"
             | "did-not-meet"
             | "down-the-ladder"
             | "fewer-rows"
             | "less-prefill"
-            | "link-unsettled"
             | "no-meeting-place"
             | "not-on"
-            | "rdma-starts"
             | "refused"
             | "settling"
             | "too-small"
-            | "versions"
     )
+}
+
+/// Reasons of a plan that lines of their own tell as they are now.
+fn is_of_links(rule: &str) -> bool {
+    matches!(rule, "cable" | "link-unsettled" | "rdma-starts" | "versions")
 }
 
 fn plan(job: &Job) -> Vec<Ruling> {
@@ -362,6 +361,7 @@ fn plan(job: &Job) -> Vec<Ruling> {
     // What lines of their own tell: the one above, its window, its rung, its fallback model.
     let is_told = |reason: &&Reason| {
         matches!(reason.rule, "nodes" | "window" | "climbing" | "fallback" | "fallback-later")
+            || is_of_links(reason.rule)
             || job.why_here() == Some(*reason)
     };
     let others = plan.reasons.iter().filter(|reason| !is_told(reason));

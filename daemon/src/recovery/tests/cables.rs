@@ -508,6 +508,34 @@ fn what_a_job_below_its_rung_waits_for_is_explained() {
     assert_eq!(told, ["not over the cable of a and b: en4 of b has no IPv4 address of its own yet"]);
 }
 
+/// The plan of a gang is as old as its workers; what its cable lacks may be another thing by now, or nothing.
+#[test]
+fn what_a_cable_lacks_now_is_explained_and_not_what_it_lacked_when_the_gang_started() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = change(&mut kit, "b", |facts| facts.thunderbolt.rdma_enabled = Some(false));
+    let _ = at_work(&mut kit, &sessions);
+    let told = |kit: &Kit| -> Vec<String> {
+        let rulings = kit.machine.explain_job(kit.now, JobId(1)).unwrap();
+        let of_links = rulings.into_iter().filter(|ruling| ruling.sentence.starts_with("not by RDMA"));
+        of_links.map(|ruling| ruling.sentence).collect()
+    };
+    let off = "not by RDMA over the cable of a and b: RDMA is off on b";
+    assert_eq!(told(&kit), [off]);
+    let _ = change(&mut kit, "b", |facts| {
+        facts.thunderbolt.rdma_enabled = Some(true);
+        facts.thunderbolt.ports[0].rdma_active = Some(false);
+    });
+    assert_eq!(why(&kit, "cable"), [off], "what was true when it started stays in its plan");
+    assert_eq!(told(&kit), ["not by RDMA over the cable of a and b: rdma_en4 of b is not active"]);
+    let _ = set_rdma(&mut kit, "b", true);
+    assert_eq!(why(&kit, "cable"), [off]);
+    assert_eq!(
+        told(&kit),
+        ["not by RDMA over the cable of a and b: it has failed, and must hold for 10 s first"],
+        "it lacks nothing any more, and is to prove itself"
+    );
+}
+
 /// What has nothing to do with RDMA is not held against it.
 #[test]
 fn memory_that_ran_out_is_no_fault_of_rdma() {
