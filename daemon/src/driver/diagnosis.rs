@@ -81,11 +81,14 @@ fn diagnosis(nodes: &[Seen<'_>], models: &[(JobId, Ruling)], only: Option<&NodeI
     // What a silent node said of its cables is from before; that it is no stranger still holds.
     let connected: Vec<NodePorts<'_>> = all.iter().filter(|of| is_connected(of.node)).copied().collect();
     let concerns = |node: &NodeId| only.is_none_or(|only| only == node);
-    let cables =
-        cables(&connected).into_iter().filter(|cable| concerns(&cable.a.node) || concerns(&cable.b.node));
+    let seen_cables = cables(&connected);
+    let uncabled = seen_cables.is_empty().then(|| without_cables(&connected)).flatten();
+    let cables = seen_cables.into_iter().filter(|cable| concerns(&cable.a.node) || concerns(&cable.b.node));
     let is_told = |stranger: &Stranger| is_connected(&stranger.at.node) && concerns(&stranger.at.node);
     let strangers: Vec<Stranger> = strangers(&all).into_iter().filter(is_told).collect();
     let mut cluster = parity(nodes);
+    // A cable to a stranger is one that is seen.
+    cluster.extend(uncabled.filter(|_| strangers.is_empty()));
     cluster.extend(strangers.iter().map(of_stranger));
     cluster.extend(models.iter().map(of_model));
     v1::Diagnosis {
@@ -196,6 +199,21 @@ fn parity(nodes: &[Seen<'_>]) -> Vec<v1::Check> {
         }
     });
     rows.collect()
+}
+
+/// Nobody tells of a cable, neither that it is there nor what is wrong with it: it may be out, or never was in.
+fn without_cables(connected: &[NodePorts<'_>]) -> Option<v1::Check> {
+    let with_ports = connected.iter().filter(|of| !of.thunderbolt.ports.is_empty()).count();
+    (with_ports > 1).then(|| {
+        check(
+            "no-cable",
+            v1::CheckLevel::Warn,
+            "no Thunderbolt cable between nodes is seen, so that a model runs whole on each node, or over a network that is allowed \
+             for it",
+            "if there is to be one, look at both plugs of it, and that it goes from Mac to Mac; what a Mac sees is in \
+             `cluster-agent probe`",
+        )
+    })
 }
 
 fn of_stranger(stranger: &Stranger) -> v1::Check {
@@ -428,6 +446,27 @@ mod tests {
         );
         assert!(lines.contains(&("model", ok, "j1: m: b: it does not have it")));
         assert!(lines.contains(&("model", fail, "j2: m: b: it does not have it")));
+    }
+
+    #[test]
+    fn macs_without_any_cable_are_told_so_once() {
+        let mut macs = pair();
+        macs.push(mac("c", "C1", "C9", "10.99.0.9/30"));
+        let no_cable = |macs: &[Mac], only: Option<&str>| {
+            told(macs, &[], only).cluster.iter().filter(|check| check.id == "no-cable").count()
+        };
+        assert_eq!(no_cable(&macs, None), 0, "two of them have one");
+        for mac in &mut macs {
+            mac.observation.thunderbolt.as_mut().unwrap().ports[0].peers.clear();
+        }
+        assert_eq!((no_cable(&macs, None), no_cable(&macs, Some("c"))), (1, 1));
+        let stranger = v1::ThunderboltPeer { domain_uuid: "X".into(), ..Default::default() };
+        macs[0].observation.thunderbolt.as_mut().unwrap().ports[0].peers.push(stranger);
+        assert_eq!(no_cable(&macs, None), 0, "there is one, to somebody else");
+        macs[0].observation.thunderbolt.as_mut().unwrap().ports[0].peers.clear();
+        macs[1].observation.thunderbolt = None;
+        macs[2].silent = Some("gone".to_owned());
+        assert_eq!(no_cable(&macs, None), 0, "who has no ports has no use for a cable");
     }
 
     #[test]

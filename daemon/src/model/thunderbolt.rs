@@ -135,6 +135,8 @@ pub enum Flaw {
         interface: String,
         /// The bridge; empty where its name is not known.
         bridge: String,
+        /// Whether TCP goes over the bridge: it is up and has an IPv4 address.
+        carries: bool,
     },
     /// The interface is down, or has no carrier.
     InterfaceDown {
@@ -180,11 +182,11 @@ impl Flaw {
             Self::BehindDevice
             | Self::OlderThunderbolt(_)
             | Self::SlowCable { .. }
-            | Self::Bridged { .. }
             | Self::RdmaOff(_)
             | Self::NoDevice { .. }
             | Self::DeviceDown { .. }
             | Self::Unknown(_) => true,
+            Self::Bridged { carries, .. } => *carries,
             Self::NoInterface(_) | Self::InterfaceDown { .. } | Self::NoAddress { .. } | Self::Subnets => {
                 false
             }
@@ -254,9 +256,10 @@ impl fmt::Display for Flaw {
                 )
             }
             Self::NoInterface(node) => write!(f, "the interface of the port of {node} is not known"),
-            Self::Bridged { node, interface, bridge } => {
+            Self::Bridged { node, interface, bridge, carries } => {
                 let bridge = if bridge.is_empty() { "a bridge" } else { bridge };
-                write!(f, "{bridge} of {node} has taken {interface}")
+                let rest = if *carries { "" } else { ", and carries nothing itself" };
+                write!(f, "{bridge} of {node} has taken {interface}{rest}")
             }
             Self::InterfaceDown { node, interface } => {
                 write!(f, "{interface} of {node} is down or without carrier")

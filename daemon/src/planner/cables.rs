@@ -125,8 +125,8 @@ fn cable(a: &Place<'_>, b: &Place<'_>) -> Cable {
     }
     flaws.extend(speed_flaws(a, b));
     for (place, seen_as) in [(a, peers[1]), (b, peers[0])] {
-        flaws.extend(bridge_flaw(place));
-        flaws.extend(link_flaw(place));
+        // That the bridge has no address, or is down, is not to be mended there: the port is to leave it.
+        flaws.extend(bridge_flaw(place).or_else(|| link_flaw(place)));
         flaws.extend(rdma_flaw(place, seen_as));
     }
     let has_addresses = !flaws.iter().any(|flaw| !flaw.is_of_rdma_only());
@@ -165,7 +165,7 @@ fn speed_flaws(a: &Place<'_>, b: &Place<'_>) -> Vec<Flaw> {
 fn bridge_flaw(place: &Place<'_>) -> Option<Flaw> {
     let interface = place.port.interface.clone().filter(|_| place.port.bridged == Some(true))?;
     let (node, bridge) = (place.of.node.clone(), place.port.bridge.clone().unwrap_or_default());
-    Some(Flaw::Bridged { node, interface, bridge })
+    Some(Flaw::Bridged { node, interface, bridge, carries: link_flaw(place).is_none() })
 }
 
 /// What keeps TCP from one end; at most one, the first to mend.
@@ -368,7 +368,7 @@ mod tests {
                     });
                 },
                 Down,
-                "bridge0 of a has taken en3; bridge0 of a has no IPv4 address of its own yet",
+                "bridge0 of a has taken en3, and carries nothing itself",
             ),
             (
                 |mac| {
@@ -455,7 +455,12 @@ mod tests {
             Flaw::OlderThunderbolt(node()),
             Flaw::SlowCable { gigabits_per_s: 40 },
             Flaw::NoInterface(node()),
-            Flaw::Bridged { node: node(), interface: interface.clone(), bridge: String::new() },
+            Flaw::Bridged {
+                node: node(),
+                interface: interface.clone(),
+                bridge: String::new(),
+                carries: false,
+            },
             Flaw::InterfaceDown { node: node(), interface: interface.clone() },
             Flaw::NoAddress { node: node(), interface },
             Flaw::Subnets,

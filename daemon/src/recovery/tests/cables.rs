@@ -322,7 +322,10 @@ fn a_bridge_that_takes_the_port_takes_rdma_and_its_address() {
     });
     assert_eq!(stopped(&effects).len(), 2);
     let summary = &kit.machine.incidents().next().unwrap().summary;
-    assert_eq!(summary, "the cable of a and b is down: the interface of the port of b is not known");
+    assert_eq!(
+        summary,
+        "the cable of a and b is down: bridge0 of b has taken en4, and carries nothing itself"
+    );
 }
 
 #[test]
