@@ -216,7 +216,12 @@ impl Machine {
             let left = span(self.settles_in_ms(now, name).next_multiple_of(1_000));
             let by = if name.kind == LinkKind::Rdma { "by" } else { "over" };
             if self.left_alone_ms(now, name) > 0 {
-                format!("not {by} {name}: a gang was lost there, and it is left alone for {left}")
+                let why = if self.has_failed_its_test(name) {
+                    "it did not pass its test, and is"
+                } else {
+                    "a gang was lost there, and it is"
+                };
+                format!("not {by} {name}: {why} left alone for {left}")
             } else {
                 format!("not {by} {name}: it has failed, and must hold for {left} first")
             }

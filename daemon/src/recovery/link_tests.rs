@@ -597,7 +597,13 @@ impl Machine {
     pub(super) fn waits_for_test(&self, nodes: &BTreeSet<NodeId>) -> Option<Reason> {
         let name = self.tests_between(nodes).next()?;
         let text = format!("{name} is tried before a job relies on it, which takes some seconds");
-        Some(Reason::new("link-test", text))
+        Some(Reason::new("settling", text))
+    }
+
+    /// Whether it did not pass when it was tried last.
+    pub(super) fn has_failed_its_test(&self, name: &LinkName) -> bool {
+        let standing = self.nodes.get(&name.a).and_then(|node| node.standing(&name.b, name.kind));
+        standing.is_some_and(|standing| standing.failed.is_some())
     }
 
     /// How a link stands.

@@ -59,7 +59,7 @@ impl Macs {
             .scripted_macs(dir.path())
             .on_a_net()
             .expect(&[
-                "WARN the worker of j1 on n*kind=\"link-fault\"",
+                "WARN RDMA over the cable of n1 and n2 did not pass its test*kind=\"link-unproven\"",
                 "WARN the cable of n1 and n2 is down*kind=\"link-down\"",
             ])
             .allow(&["WARN *"])
@@ -109,15 +109,19 @@ async fn ladder() {
     let asked = JobSpec { mode: Mode::Pipeline.into(), ..spec("cables") };
     let job = macs.cluster.control().submit(asked, input.jsonl()).await;
 
-    // RDMA comes first, without a word of configuration; there is none, and the next gang goes over the cable by TCP.
+    // RDMA comes first, without a word of configuration; there is none, which its test finds out, and the first gang goes over the
+    // cable by TCP, which has passed.
     let sharded = |job: &Job| job.mode() == Mode::Pipeline && job.workers.len() == 2;
     let (job, reasons) = macs.wait_for(&job, "a pipeline over the cable", sharded).await;
     let left_alone =
-        "not by RDMA over the cable of n1 and n2: a gang was lost there, and it is left alone for ";
+        "not by RDMA over the cable of n1 and n2: it did not pass its test, and is left alone for ";
     assert_told(&reasons, &["ring (TCP over Thunderbolt)", left_alone]);
-    let faults = macs.cluster.control().incidents("link-fault").await;
+    let faults = macs.cluster.control().incidents("link-unproven").await;
     assert_eq!(nightshift_tests::control::times(&faults), 1, "{faults:#?}");
     assert!(faults[0].summary.contains("jaccl"), "{faults:#?}");
+    assert_eq!(macs.cluster.control().incidents("link-fault").await.len(), 0, "no gang was lost over it");
+    let told = macs.cluster.ctl(&["explain", "n1"]).await.stdout;
+    assert!(told.contains("(cable): it passed its test"), "{told}");
 
     // The cable is pulled: the port of each says so, and nothing is left between them.
     let before = macs.macs.clone();

@@ -344,7 +344,7 @@ fn keeps(rule: &str) -> bool {
 
 /// Reasons of a plan that lines of their own tell as they are now.
 fn is_of_links(rule: &str) -> bool {
-    matches!(rule, "cable" | "link-unsettled" | "rdma-starts" | "versions")
+    matches!(rule, "cable" | "link-test" | "link-unsettled" | "rdma-starts" | "versions")
 }
 
 fn plan(job: &Job) -> Vec<Ruling> {

@@ -135,7 +135,7 @@ fn no_job_is_planned_over_a_cable_that_was_not_tried() {
     assert_eq!(ends, [("a", 0), ("b", 1)], "one at a time, and both ends at once");
     assert_eq!((begun[0].request_id, &begun[0].gang), (begun[1].request_id, &begun[1].gang));
     assert_eq!(
-        why(&kit, "link-test"),
+        why(&kit, "settling"),
         ["RDMA over the cable of a and b is tried before a job relies on it, which takes some seconds"]
     );
 
@@ -194,6 +194,9 @@ fn rdma_that_does_not_pass_is_left_alone_and_the_cable_is_used_without_it() {
         (launches(&effects)[0].backend, link_kind(&kit)),
         (Backend::Ring, Some(LinkKind::Thunderbolt))
     );
+    let [told] = &why(&kit, "link-unsettled")[..] else { panic!("{:#?}", kit.job(1).plan) };
+    let text = "not by RDMA over the cable of a and b: it did not pass its test, and is left alone for ";
+    assert!(told.starts_with(text), "{told}");
     let _ = start_all(&mut kit, &effects);
 
     // Beside the gang, when it has been left alone for long enough; and then the job changes to it.
