@@ -32,6 +32,7 @@ use crate::{
     memory_debt::MemoryDebt,
     model, probe,
     probe::mac::tools::Tools,
+    reboot::{self, Restarter},
     runtime, session,
     session::inspections::Inspector,
     spool, supervisor, troubles,
@@ -142,6 +143,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         node = settings.node_id, state_dir = %dir.display(), controller = %settings.controller,
         version = env!("CARGO_PKG_VERSION"), "the agent is up"
     );
+    let restarter = restarter(&settings, boot_id.clone());
     let pids = Pids::default();
     let troubles = watch_troubles(&settings, pids.clone(), probe.clone(), stop.clone());
     let cluster_ports = ClusterPorts::open(&known::path(dir));
@@ -162,6 +164,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
             jaccl_starts,
             starts_used,
             memory_debt: memory_debt.clone(),
+            restarter: restarter.clone(),
             probe: probe.clone(),
             gang_files,
             pids: pids.clone(),
@@ -189,6 +192,7 @@ pub async fn run(settings: Settings, logs: LogStore, stop: CancellationToken) ->
         cluster_ports,
         boot: session::Boot {
             memory_debt,
+            restarter,
             rdma_starts: starts_used_now,
             worker_user: account.map(|account| account.name),
             is_root: nix::unistd::geteuid().is_root(),
@@ -244,6 +248,19 @@ fn keep_links(
         probe,
     };
     keeper::run(options, stop)
+}
+
+fn restarter(settings: &Settings, boot_id: Option<String>) -> Restarter {
+    let scripted_mac = settings.scripted_mac.as_deref();
+    let pretends = settings.boot_id.is_some() || settings.worker_command.is_some();
+    Restarter::open(reboot::Options {
+        rules: settings.reboot.clone(),
+        path: settings.state_dir.join(reboot::FILE),
+        boot_id,
+        tools: reboot::tools(scripted_mac, pretends),
+        is_mac: cfg!(target_os = "macos") || scripted_mac.is_some(),
+        may_run: scripted_mac.is_some() || nix::unistd::geteuid().is_root(),
+    })
 }
 
 fn launcher(settings: &Settings, code_dir: &Path, dir: &Path, account: Option<&Account>) -> Launcher {

@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{link_prep::keeper::Policy, paths::Surroundings};
+use crate::{link_prep::keeper::Policy, paths::Surroundings, reboot};
 
 /// Where the controller listens unless told otherwise.
 pub const DEFAULT_CONTROLLER: &str = "127.0.0.1:7400";
@@ -85,6 +85,8 @@ pub struct Overrides {
     pub worker_user: Option<String>,
     /// What may be done to the Thunderbolt ports that lead to other nodes.
     pub link_policy: Option<Policy>,
+    /// Whether, and how often, the controller may have this machine restarted.
+    pub reboot: Option<reboot::Rules>,
     /// `HF_HOME` for workers: where models of the hub are cached.
     pub hf_home: Option<PathBuf>,
     /// `HF_HUB_OFFLINE` for workers: never ask the hub.
@@ -126,6 +128,7 @@ impl Overrides {
             spool_max_bytes: self.spool_max_bytes.or(below.spool_max_bytes),
             worker_user: self.worker_user.or(below.worker_user),
             link_policy: self.link_policy.or(below.link_policy),
+            reboot: self.reboot.or(below.reboot),
             hf_home: self.hf_home.or(below.hf_home),
             hf_hub_offline: self.hf_hub_offline.or(below.hf_hub_offline),
             worker_command: self.worker_command.or(below.worker_command),
@@ -160,6 +163,8 @@ pub struct Settings {
     pub worker_user: Option<String>,
     /// See [`Overrides::link_policy`].
     pub link_policy: Policy,
+    /// See [`Overrides::reboot`].
+    pub reboot: reboot::Rules,
     /// See [`Overrides::hf_home`].
     pub hf_home: Option<PathBuf>,
     /// See [`Overrides::hf_hub_offline`].
@@ -208,6 +213,7 @@ impl Settings {
             spool_max_bytes: given.spool_max_bytes.unwrap_or(DEFAULT_SPOOL_MAX_BYTES),
             worker_user: given.worker_user,
             link_policy: given.link_policy.unwrap_or_default(),
+            reboot: given.reboot.map(reboot_rules).transpose()?.unwrap_or_default(),
             hf_home: given.hf_home,
             hf_hub_offline: given.hf_hub_offline,
             worker_command: given.worker_command,
@@ -215,6 +221,15 @@ impl Settings {
             scripted_mac: given.scripted_mac.map(absolute),
         })
     }
+}
+
+fn reboot_rules(rules: reboot::Rules) -> Result<reboot::Rules, Error> {
+    if rules.min_hours_between == 0 {
+        let problem =
+            "it must be at least 1: a machine that is restarted over and over answers no rows".to_owned();
+        return Err(Error::Value { key: "reboot.min_hours_between", problem });
+    }
+    Ok(rules)
 }
 
 /// From 1 MiB on; that it is more than the machine has does no harm, since its memory counts too.
@@ -354,6 +369,20 @@ mod tests {
         for bad in [0, u64::MAX] {
             assert!(budget(Some(bad)).unwrap_err().starts_with("memory_budget_mib: "));
         }
+    }
+
+    #[test]
+    fn restarts_are_off_unless_somebody_allows_them() {
+        let of = |text: &str| {
+            let overrides: Overrides = toml::from_str(text).unwrap();
+            resolve(overrides).map(|settings| (settings.reboot.allow, settings.reboot.min_hours_between))
+        };
+        assert_eq!(of(""), Ok((false, 12)));
+        assert_eq!(of("[reboot]\nmin_hours_between = 3\n"), Ok((false, 3)));
+        assert_eq!(of("[reboot]\nallow = true\n"), Ok((true, 12)));
+        let zero = of("[reboot]\nmin_hours_between = 0\n").unwrap_err();
+        assert!(zero.starts_with("reboot.min_hours_between: it must be at least 1"), "{zero}");
+        assert!(toml::from_str::<Overrides>("[reboot]\nallowed = true\n").is_err());
     }
 
     #[test]

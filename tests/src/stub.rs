@@ -280,7 +280,7 @@ async fn take(
             Ok(())
         }
         // It has no ports.
-        Command::ClusterPorts(_) => Ok(()),
+        Command::ClusterPorts(_) | Command::RestartMachine(_) => Ok(()),
         Command::LogRequest(request) => {
             let lines = LogLines { request_id: request.request_id, lines: Vec::new(), end: true };
             send(sender, Body::LogLines(lines)).await

@@ -256,6 +256,7 @@ impl Observation {
             preflight: self.preflight.as_ref().map(Preflight::to_proto),
             tool_problems: self.tool_problems.iter().map(ToolProblem::to_proto).collect(),
             checks: Vec::new(),
+            restarts: None,
         }
     }
 }

@@ -12,7 +12,9 @@ use crate::{
     link_prep::keeper::State,
     memory_debt::MemoryDebt,
     probe::Observation,
+    reboot::Restarter,
     troubles::Trouble,
+    util,
 };
 
 /// Of this boot.
@@ -20,6 +22,8 @@ use crate::{
 pub struct Boot {
     /// What killed workers may have left.
     pub memory_debt: MemoryDebt,
+    /// Whether the machine may be restarted.
+    pub restarter: Restarter,
     /// RDMA starts so far.
     pub rdma_starts: watch::Receiver<u32>,
     /// Whom workers run as, where that is somebody else.
@@ -58,6 +62,7 @@ impl Boot {
         v1::Observation {
             checks: checks(observation, &beside).iter().map(Check::to_proto).collect(),
             memory_debt: Some(memory_debt),
+            restarts: Some(self.restarter.standing(observation, util::unix_ms())),
             rdma_starts: Some(v1::RdmaStarts { used, most: MAX_STARTS_PER_BOOT }),
             ..observation.to_proto()
         }

@@ -332,6 +332,9 @@ impl Reader<'_> {
                 Body::Rows(rows) => self.supervisor.command(Command::Rows(rows)).await?,
                 Body::CancelRows(rows) => self.supervisor.command(Command::Cancel(rows)).await?,
                 Body::TestLink(test) => self.supervisor.command(Command::TestLink(Box::new(test))).await?,
+                Body::RestartMachine(restart) => {
+                    self.supervisor.command(Command::Restart(restart)).await?;
+                }
                 Body::Drain(drain) => self.supervisor.command(Command::Drain(drain)).await?,
                 Body::ClusterPorts(ports) => self.cluster_ports.learn(&ports),
             }

@@ -23,7 +23,9 @@ use crate::{
     gang::{files::Files, starts::Starts},
     logging::LogStore,
     memory_debt::MemoryDebt,
-    probe, runtime,
+    probe,
+    reboot::Restarter,
+    runtime,
     session::feed::Sender as Feed,
     spool,
     worker::{pids::Pids, process::Launcher, task::Departure},
@@ -63,6 +65,8 @@ pub struct Options {
     pub starts_used: watch::Sender<u32>,
     /// What killed workers may have left.
     pub memory_debt: MemoryDebt,
+    /// Restarts the machine.
+    pub restarter: Restarter,
     /// Remembers them by process id.
     pub pids: Pids,
     /// Has the machine looked at soon.
@@ -86,6 +90,8 @@ pub enum Command {
     Rows(v1::Rows),
     /// Rows back from one.
     Cancel(v1::CancelRows),
+    /// Restart the machine.
+    Restart(v1::RestartMachine),
     /// Take no new workers, or again.
     Drain(v1::Drain),
     /// Try a link.

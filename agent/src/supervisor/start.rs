@@ -30,6 +30,8 @@ pub struct Circumstances<'a> {
     pub draining: bool,
     /// Whether the agent is ending.
     pub ending: bool,
+    /// Whether the machine is about to restart.
+    pub restarting: bool,
     /// Workers running now.
     pub running: &'a [Key],
     /// See [`crate::config::Settings`].
@@ -97,6 +99,9 @@ pub fn decide(start: &v1::StartWorker, now: &Circumstances<'_>) -> Decision {
 fn obstacle(start: &v1::StartWorker, key: Key, now: &Circumstances<'_>) -> Option<String> {
     if now.ending {
         return Some("this agent is ending".to_owned());
+    }
+    if now.restarting {
+        return Some("this machine is restarting".to_owned());
     }
     if now.draining {
         return Some("this node is draining".to_owned());
@@ -214,6 +219,7 @@ mod tests {
         Circumstances {
             draining: false,
             ending: false,
+            restarting: false,
             running: &[],
             max_workers: 2,
             highest_epoch: 3,
@@ -281,6 +287,7 @@ mod tests {
         let cases = [
             (start(4), Circumstances { draining: true, ..well(&runtime) }, "this node is draining"),
             (start(4), Circumstances { ending: true, ..well(&runtime) }, "this agent is ending"),
+            (start(4), Circumstances { restarting: true, ..well(&runtime) }, "this machine is restarting"),
             (
                 start(3),
                 well(&runtime),

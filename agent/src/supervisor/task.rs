@@ -189,6 +189,10 @@ impl Supervisor {
                     handle.cancel(rows).await;
                 }
             }
+            Command::Restart(restart) => {
+                let problem = self.restart(&restart).await;
+                self.answer(restart.command_id, problem);
+            }
             Command::Drain(drain) => {
                 if self.draining != drain.draining {
                     tracing::info!(draining = drain.draining, "the controller has spoken");
@@ -275,6 +279,7 @@ impl Supervisor {
         let now = Circumstances {
             draining: self.draining,
             ending: self.ending,
+            restarting: self.options.restarter.is_under_way(util::unix_ms()),
             running: &running,
             max_workers: self.options.max_workers,
             highest_epoch: self.options.epochs.highest(start.worker.as_ref().map_or(0, |id| id.job_id)),
@@ -407,6 +412,19 @@ impl Supervisor {
         }
         handle.stop(stop.mode(), grace).await;
         None
+    }
+
+    /// No worker is started while this waits, nor after it: the machine goes down, or the restart was refused.
+    async fn restart(&self, restart: &v1::RestartMachine) -> Option<String> {
+        let (restarter, restart, workers) =
+            (self.options.restarter.clone(), restart.clone(), self.workers.len());
+        let asked =
+            tokio::task::spawn_blocking(move || restarter.restart(&restart, workers, util::unix_ms()));
+        let problem = asked.await.map_err(|error| error.to_string()).and_then(|answer| answer).err();
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "a restart of this machine is refused");
+        }
+        problem
     }
 
     async fn end_all(&mut self) {

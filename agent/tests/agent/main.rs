@@ -4,5 +4,6 @@ mod lifecycle;
 mod looks;
 mod models;
 mod reconnect;
+mod restarts;
 mod support;
 mod workers;
