@@ -118,6 +118,8 @@ struct Driver {
     watch: notify::Watch,
     /// Jobs whose newest record is not on disk because it could not be written.
     unrecorded: BTreeSet<JobId>,
+    /// Nodes whose newest record could not be written: as many at most as there are nodes.
+    unrecorded_nodes: BTreeSet<NodeId>,
     /// Incidents that could not be written yet.
     unwritten_incidents: BTreeMap<u64, Incident>,
     /// Why the ledger cannot be waited for any longer.
@@ -164,6 +166,7 @@ pub fn run(
         notify: options.notify,
         watch: notify::Watch::default(),
         unrecorded: BTreeSet::new(),
+        unrecorded_nodes: BTreeSet::new(),
         unwritten_incidents: BTreeMap::new(),
         stuck: None,
         next_job: options.replay.next_job,

@@ -104,6 +104,10 @@ pub(crate) fn agent_config(worker_user: &str, node_id: Option<&str>, controller:
     text.push_str(&line("link_policy", None, "suggest"));
     text.push_str("\n# Where the controller is, or a tunnel to it ends.\n");
     text.push_str(&line("controller", controller, "127.0.0.1:7400"));
+    text.push_str(
+        "\n# Whether, and how often, the controller may have this machine restarted when nothing else helps.\n\
+         # [reboot]\n# allow = false\n# min_hours_between = 12\n",
+    );
     text
 }
 

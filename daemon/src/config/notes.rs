@@ -82,6 +82,15 @@ pub(super) fn note_on(key: &str) -> Option<&'static str> {
             "So much wired memory that did not come back after a worker was killed, and no model is loaded there until a reboot."
         }
         "recovery.forget_node_days" => "A node not seen for so many days is no longer listed.",
+        "reboots.enabled" => {
+            "Whether a machine that needs a restart (NeedsReboot) is restarted by itself: one at a time, idle, and only where its \
+             agent's configuration allows it ([reboot] allow) and FileVault is off."
+        }
+        "reboots.settle_ms" => "How long such a machine must have been idle.",
+        "reboots.per_day" => "The most restarts of machines of this cluster within a day.",
+        "reboots.return_ms" => {
+            "A machine that was told to restart and is not back after this long needs a person."
+        }
         "limits.max_row_bytes" => "The longest input line.",
         "limits.max_rows" => "The most rows of one job.",
         "limits.disk_reserve_bytes" => {

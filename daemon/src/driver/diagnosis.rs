@@ -9,7 +9,7 @@ use super::{Display, Driver, Refusal};
 use crate::{
     model::{Cable, JobId, JobState, NodeId, Stranger, Thunderbolt, said_once},
     planner::{Interface, NodePorts, cables, strangers},
-    recovery::{RefusedRequest, Ruling},
+    recovery::{MayRestart, RefusedRequest, Ruling},
     rpc::{cables as rpc_cables, convert},
 };
 
@@ -40,6 +40,7 @@ impl Driver {
                     clock_ahead_ms: display.clock_ahead_ms,
                     thunderbolt: rpc_cables::thunderbolt(display.observation.as_ref()),
                     interfaces: &node.facts.interfaces,
+                    may_restart: self.machine.policy().reboots.then_some(&node.facts.may_restart),
                 }
             })
             .collect();
@@ -70,6 +71,8 @@ struct Seen<'a> {
     clock_ahead_ms: Option<i64>,
     thunderbolt: Thunderbolt,
     interfaces: &'a [Interface],
+    /// Whether its agent would restart the machine, where machines are restarted at all.
+    may_restart: Option<&'a MayRestart>,
 }
 
 fn diagnosis(nodes: &[Seen<'_>], models: &[(JobId, Ruling)], only: Option<&NodeId>) -> v1::Diagnosis {
@@ -136,11 +139,27 @@ fn of_node(seen: &Seen<'_>) -> v1::NodeDiagnosis {
         ));
     }
     checks.extend(observed.iter().flat_map(|seen| &seen.checks).take(MOST_CHECKS).cloned());
+    checks.extend(seen.may_restart.map(of_restarts));
     v1::NodeDiagnosis {
         node_id: seen.node.to_string(),
         hardware_model: text(|seen| &seen.hardware_model).to_owned(),
         system,
         checks,
+    }
+}
+
+fn of_restarts(may_restart: &MayRestart) -> v1::Check {
+    let of = |level, seen: &str, next_step| check("restarts", level, seen, next_step);
+    match may_restart {
+        MayRestart::Yes => of(v1::CheckLevel::Ok, "it is restarted by itself when nothing else helps", ""),
+        MayRestart::Unknown | MayRestart::No => {
+            of(v1::CheckLevel::Ok, "it is never restarted by itself: its agent is not allowed to", "")
+        }
+        MayRestart::Refuses(problem) => of(
+            v1::CheckLevel::Warn,
+            &format!("it may be restarted by itself, and would not be: {problem}"),
+            "mend that, or know that this node stays out for the night when it needs a restart",
+        ),
     }
 }
 
@@ -252,6 +271,7 @@ mod tests {
         agent_version: String,
         clock_ahead_ms: Option<i64>,
         interfaces: Vec<Interface>,
+        may_restart: Option<MayRestart>,
     }
 
     /// On one cable with the Mac whose bus is `peer`.
@@ -305,6 +325,7 @@ mod tests {
                 loopback: false,
                 addresses: vec![address.to_owned()],
             }],
+            may_restart: None,
         }
     }
 
@@ -324,6 +345,7 @@ mod tests {
                 clock_ahead_ms: mac.clock_ahead_ms,
                 thunderbolt: rpc_cables::thunderbolt(Some(&mac.observation)),
                 interfaces: &mac.interfaces,
+                may_restart: mac.may_restart.as_ref(),
             })
             .collect();
         diagnosis(&seen, models, only.map(NodeId::from).as_ref())
@@ -376,6 +398,22 @@ mod tests {
         assert_eq!(of_a(&macs)[2].0, "sleep");
         assert_eq!(told(&macs, &[], None).cables, [], "what it said of its cables is from before");
         assert_eq!(of_cluster(&macs), [""; 0], "and no stranger has come to the other end of its cable");
+    }
+
+    #[test]
+    fn a_disk_that_would_keep_a_machine_down_is_told_where_machines_are_restarted() {
+        let mut macs = pair();
+        let of_restarts = |macs: &[Mac]| {
+            of_a(macs).into_iter().find(|(id, ..)| id == "restarts").map(|(_, level, seen)| (level, seen))
+        };
+        assert_eq!(of_restarts(&macs), None, "they are off");
+        macs[0].may_restart = Some(MayRestart::Refuses("FileVault is on".to_owned()));
+        let seen = "it may be restarted by itself, and would not be: FileVault is on".to_owned();
+        assert_eq!(of_restarts(&macs), Some((v1::CheckLevel::Warn, seen)));
+        for well in [MayRestart::Yes, MayRestart::No, MayRestart::Unknown] {
+            macs[0].may_restart = Some(well);
+            assert_eq!(of_restarts(&macs).unwrap().0, v1::CheckLevel::Ok);
+        }
     }
 
     #[test]

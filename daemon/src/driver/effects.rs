@@ -37,8 +37,13 @@ impl Driver {
             match effect {
                 Effect::RecordJob(record) => self.record_job(*record, queue).await,
                 Effect::RecordNode(record) => {
-                    if let Err(error) = self.ledger.put_node(record).await {
-                        tracing::warn!(error = %chain(&error), "a node's record was not written");
+                    let id = record.id.clone();
+                    match self.ledger.put_node(record).await {
+                        Ok(()) => _ = self.unrecorded_nodes.remove(&id),
+                        Err(error) => {
+                            tracing::warn!(error = %chain(&error), "a node's record was not written");
+                            self.unrecorded_nodes.insert(id);
+                        }
                     }
                 }
                 Effect::RecordModel(model) => {
@@ -181,6 +186,16 @@ impl Driver {
                 worker: Some(convert::worker_id(worker)),
                 rows: rows.into_iter().map(|row| row.0).collect(),
             })],
+            Command::RestartMachine { command_id, boot_id, cause, reason } => {
+                // What is not on record could be asked for again by the next controller.
+                if self.unrecorded_nodes.contains(node) {
+                    let problem = "the controller could not write down that it asks for it".to_owned();
+                    queue.push_back(Event::CommandRefused { node: node.clone(), command_id, problem });
+                    return;
+                }
+                let cause = convert::restart_cause(cause).into();
+                vec![Body::RestartMachine(v1::RestartMachine { command_id, boot_id, cause, reason })]
+            }
             Command::Drain { draining } => vec![Body::Drain(v1::Drain { draining })],
             Command::AckResults { through_spool_seq } => {
                 vec![Body::AckResults(v1::AckResults { through_spool_seq })]

@@ -231,8 +231,10 @@ impl Driver {
                 let interfaces = convert::interfaces(Some(&observation));
                 let thunderbolt = cables::thunderbolt(Some(&observation));
                 let boot = convert::boot(Some(&observation));
+                let may_restart = convert::may_restart(Some(&observation));
                 display.observation = Some(observation);
-                self.apply(Event::Observed { node, memory, interfaces, thunderbolt, boot }, &[]).await;
+                let observed = Event::Observed { node, memory, interfaces, thunderbolt, boot, may_restart };
+                self.apply(observed, &[]).await;
                 self.tell_ports().await;
             }
             FromAgent::WorkerEvent(event) => self.on_worker_event(node, event).await,

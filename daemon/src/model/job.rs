@@ -9,6 +9,7 @@ use super::{
     ids::{Epoch, JobId, NodeId, RowIx},
     link_record::LinkRecord,
     plan::Mode,
+    restart::Restart,
     row::Checkpoint,
     rowset::RowSet,
     rung::Rung,
@@ -241,6 +242,9 @@ pub struct NodeRecord {
     /// Its links to nodes that come after it by name, as they were tried.
     #[serde(default)]
     pub links: Vec<LinkRecord>,
+    /// Restarts of its machine that were asked for, oldest first.
+    #[serde(default)]
+    pub restarts: Vec<Restart>,
 }
 
 /// A node that takes no work for a while.

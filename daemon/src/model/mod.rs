@@ -12,6 +12,7 @@ mod learned;
 mod link;
 mod link_record;
 mod plan;
+mod restart;
 mod row;
 mod rowset;
 mod rung;
@@ -35,6 +36,7 @@ pub use learned::{KnownAnswer, Lap, LearnedModel, Measurement, PREFILL_SIZES, Pa
 pub use link::{Backend, Link, LinkEnd, LinkKind, LinkName};
 pub use link_record::{LinkPace, LinkRecord};
 pub use plan::{Mode, Plan, Reason};
+pub use restart::{Restart, RestartCause, RestartOutcome};
 pub use row::{Checkpoint, FinishedRow};
 pub use rowset::RowSet;
 pub use rung::Rung;

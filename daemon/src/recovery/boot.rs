@@ -7,7 +7,7 @@
 use super::{event::Now, facts::BootFacts, incidents::Opening, machine::Machine, state::Node};
 use crate::{
     fit::gigabytes,
-    model::{Fault, NodeId, Severity},
+    model::{Fault, NodeId, RestartCause, Severity},
 };
 
 /// What killed workers may have left in a node's memory.
@@ -36,14 +36,23 @@ impl Node {
     /// Why only a restart of the machine helps, as a stable word and a sentence.
     #[must_use]
     pub fn needs_reboot(&self) -> Option<(&'static str, String)> {
+        let cause = self.restart_cause()?;
+        let sentence = match cause {
+            RestartCause::StrandedMemory => self.debt_sentence()?,
+            RestartCause::RdmaStartsUsedUp => format!(
+                "its {} RDMA starts of this boot are used up, so its gangs run over TCP; restart the machine at leisure",
+                self.facts.boot.rdma_starts
+            ),
+        };
+        Some((cause.word(), sentence))
+    }
+
+    /// What it needs a restart for.
+    pub(super) fn restart_cause(&self) -> Option<RestartCause> {
         if self.debt.stranded_bytes.is_some() {
-            return Some(("StrandedMemory", self.debt_sentence()?));
+            return Some(RestartCause::StrandedMemory);
         }
-        let BootFacts { rdma_starts, .. } = self.facts.boot;
-        let text = format!(
-            "its {rdma_starts} RDMA starts of this boot are used up, so its gangs run over TCP; restart the machine at leisure"
-        );
-        self.facts.boot.rdma_is_used_up().then_some(("RdmaStartsUsedUp", text))
+        self.facts.boot.rdma_is_used_up().then_some(RestartCause::RdmaStartsUsedUp)
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::fit::Span;
 use crate::model::{
-    Backend, EventDraft, Incident, JobId, JobRecord, LearnedModel, Mode, NodeId, NodeRecord, RowIx, WorkerKey,
+    Backend, EventDraft, Incident, JobId, JobRecord, LearnedModel, Mode, NodeId, NodeRecord, RestartCause,
+    RowIx, WorkerKey,
 };
 
 use super::event::{SessionId, WorkerSettings};
@@ -133,6 +134,17 @@ pub enum Command {
         worker: WorkerKey,
         /// Which rows.
         rows: Vec<RowIx>,
+    },
+    /// Restart the machine. A refusal is [`Event::CommandRefused`](super::Event::CommandRefused).
+    RestartMachine {
+        /// Comes back in the answer.
+        command_id: u64,
+        /// The boot that is to end.
+        boot_id: String,
+        /// What for.
+        cause: RestartCause,
+        /// For the logs.
+        reason: String,
     },
     /// Take no work, or take it again.
     Drain {

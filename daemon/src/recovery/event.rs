@@ -13,6 +13,7 @@ use crate::{
 
 use super::{
     facts::{BootFacts, NodeFacts},
+    reboots::MayRestart,
     rules::Policy,
 };
 
@@ -335,6 +336,8 @@ pub enum Event {
         thunderbolt: Thunderbolt,
         /// What its boot has been through.
         boot: BootFacts,
+        /// Whether its agent would restart it.
+        may_restart: MayRestart,
     },
     /// A node answered about a model.
     ModelFound {

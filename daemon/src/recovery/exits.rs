@@ -13,6 +13,9 @@ use crate::model::{Epoch, JobId, JobState, NodeId, Severity, WorkerKey, said_onc
 
 impl Machine {
     pub(super) fn on_command_refused(&mut self, now: Now, node: &NodeId, command_id: u64, problem: String) {
+        if self.on_restart_refused(node, command_id, &problem) {
+            return;
+        }
         let starting = self.jobs.iter().find_map(|(id, job)| {
             let worker = job.workers.get(node)?;
             (worker.command_id == command_id && worker.phase == WorkerPhase::Starting)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::reboots::MayRestart;
 use crate::{fit::NodeMemory, model::Thunderbolt, planner::Interface};
 
 /// What an agent says of its machine when it connects.
@@ -21,6 +22,8 @@ pub struct NodeFacts {
     pub thunderbolt: Thunderbolt,
     /// What this boot has been through.
     pub boot: BootFacts,
+    /// Whether its agent would restart it.
+    pub may_restart: MayRestart,
     /// Runtime and hardware: nodes of which these are equal compute alike. Empty when unknown.
     pub platform: String,
     /// What the ranks of a gang must have in common.

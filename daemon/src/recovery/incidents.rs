@@ -138,6 +138,16 @@ impl Incidents {
         }
     }
 
+    /// What is done about the open incidents that `is_meant` names, when that has changed.
+    pub(super) fn redirect(&mut self, action: &str, is_meant: impl Fn(&Incident) -> bool) {
+        for incident in self.newest_last.iter_mut().filter(|i| i.closed_unix_ms.is_none()) {
+            if is_meant(incident) && incident.action != action {
+                action.clone_into(&mut incident.action);
+                self.changed.insert(incident.id);
+            }
+        }
+    }
+
     /// Closes all open incidents that `is_over` names.
     pub(super) fn close(&mut self, now: Now, outcome: &str, is_over: impl Fn(&Incident) -> bool) {
         for incident in self.newest_last.iter_mut().filter(|i| i.closed_unix_ms.is_none()) {

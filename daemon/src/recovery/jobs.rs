@@ -89,6 +89,7 @@ impl Machine {
         self.end_adoption(now);
         self.end_quarantines(now);
         self.tell_of_gpu_restarts(now);
+        self.mind_restarts(now);
         self.settle_links(now);
         self.climb(now);
         self.mind_link_tests(now);

@@ -104,7 +104,8 @@ impl Machine {
                 self.policy = policy;
                 self.refresh_links(now);
             }
-            Event::Observed { node, memory, interfaces, thunderbolt, boot } => {
+            Event::Observed { node, memory, interfaces, thunderbolt, boot, may_restart } => {
+                self.on_may_restart(&node, may_restart);
                 reconsider = self.on_observed(now, &node, memory, interfaces, thunderbolt)
                     | self.on_boot_facts(now, &node, boot);
             }

@@ -1,13 +1,18 @@
 //! The recovery rules, in one place. [`answer`] is the table: a fault and what is known of it on the left, what to do
-//! on the right; [`answer_to_silence`] is the one of silent nodes. To change a rule, change a line here and the test that states
+//! on the right; [`answer_to_silence`] is the one of silent nodes, [`keeps_from_restart`] the one of
+//! machines that need a restart. To change a rule, change a line here and the test that states
 //! it below.
 
 mod budgets;
+mod reboots;
 mod silence;
 
 use std::fmt;
 
 pub use budgets::silence_budget_ms;
+pub use reboots::{
+    Consent, Keeps, MOST_REFUSALS, Others, REFUSAL_PAUSE_MS, RestartFacts, keeps_from_restart,
+};
 pub use silence::{Sight, SilenceAnswer, SilenceFacts, answer_to_silence};
 
 use super::event::{ExitClass, WorkerPhase, WorkerSettings};
@@ -74,6 +79,14 @@ pub struct Policy {
     /// So much wired memory more than the least of this boot, after a worker had to be killed, and no model is loaded there
     /// until the machine was restarted. macOS itself wires and unwires some gigabytes.
     pub stranded_bytes: u64,
+    /// Whether machines that need a restart are restarted, where their agents' configuration allows it, too.
+    pub reboots: bool,
+    /// How long such a machine must have been idle: memory that the system is slow to give back comes back meanwhile.
+    pub reboot_settle_ms: u64,
+    /// Restarts of machines of this cluster within a day. What needs more has a cause that a restart does not mend.
+    pub reboots_per_day: u32,
+    /// A machine that was told to restart and is not back after this long needs a person. A Mac takes some minutes.
+    pub reboot_return_ms: u64,
     /// A node not seen for this long is no longer listed.
     pub forget_node_ms: u64,
     /// Networks that ranks may talk over; no others, but for the cables between nodes.
@@ -122,6 +135,10 @@ impl Default for Policy {
             climb_settle_ms: 60_000,
             penalty_half_life_ms: 1_800_000,
             stranded_bytes: 4 << 30,
+            reboots: false,
+            reboot_settle_ms: 120_000,
+            reboots_per_day: 2,
+            reboot_return_ms: 15 * 60_000,
             forget_node_ms: 7 * 24 * 3_600_000,
             gang_networks: Vec::new(),
             gang_rdma: true,

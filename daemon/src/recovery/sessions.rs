@@ -70,6 +70,7 @@ impl Machine {
         let rebooted = !before.boot_id.is_empty() && before.boot_id != facts.boot_id;
         if rebooted {
             self.on_new_boot(now, id);
+            self.note_restarted(now, id, &before.boot_id);
         }
         let message = if rebooted {
             format!("{id} is back after a reboot")
@@ -420,6 +421,9 @@ impl Node {
             quarantine: None,
             debt: Debt::default(),
             links_tried: Vec::new(),
+            restarts: Vec::new(),
+            restart_command: None,
+            idle_since_mono_ms: None,
         }
     }
 
@@ -438,6 +442,7 @@ impl Node {
             gpu_faults_unix_ms: self.gpu_faults_unix_ms.clone(),
             quarantine: self.quarantine.clone(),
             links: self.link_records(),
+            restarts: self.restarts.clone(),
         }
     }
 
@@ -450,6 +455,7 @@ impl Node {
         node.gpu_faults_unix_ms = record.gpu_faults_unix_ms;
         node.quarantine = record.quarantine;
         node.links_tried = record.links.into_iter().map(Standing::of).collect();
+        node.restarts = record.restarts;
         node
     }
 
@@ -467,6 +473,7 @@ impl Node {
             }
             Some(_) => self
                 .quarantine_sentence(now)
+                .or_else(|| self.restart_sentence())
                 .or_else(|| self.debt_sentence())
                 .or_else(|| self.facts.runtime_problem.clone()),
         }

@@ -156,7 +156,8 @@ impl Node {
     pub(super) fn forgive_absence(&mut self, now: Now, absent_ms: u64) {
         let reports = self.silence.looks.values_mut().filter_map(|look| look.report.as_mut());
         let seen = reports.map(|report| &mut report.mono_ms);
-        let times = self.last_heard_mono_ms.iter_mut().chain(&mut self.silence.asked_mono_ms).chain(seen);
+        let own = self.last_heard_mono_ms.iter_mut().chain(&mut self.idle_since_mono_ms);
+        let times = own.chain(&mut self.silence.asked_mono_ms).chain(seen);
         for mono_ms in times {
             *mono_ms = now.mono_ms.min(*mono_ms + absent_ms);
         }

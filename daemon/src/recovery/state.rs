@@ -21,8 +21,8 @@ use super::{
     windows::Closed,
 };
 use crate::model::{
-    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, RowIx, RowSet, Rung,
-    WorkerKey,
+    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, Restart, RowIx, RowSet,
+    Rung, WorkerKey,
 };
 
 /// A node, seen or remembered.
@@ -52,6 +52,12 @@ pub struct Node {
     pub(super) debt: Debt,
     /// Its links to nodes that come after it by name, as they were tried: a few dozen at most.
     pub(super) links_tried: Vec<Standing>,
+    /// Restarts of its machine that were asked for, oldest first.
+    pub(super) restarts: Vec<Restart>,
+    /// The number of the newest command to restart, in this run.
+    pub(super) restart_command: Option<u64>,
+    /// Since when it has needed a restart and done nothing.
+    pub(super) idle_since_mono_ms: Option<u64>,
 }
 
 /// A connection.

@@ -14,6 +14,7 @@ mod learning;
 mod link_tests;
 mod links;
 mod random_nights;
+mod reboots;
 mod silence;
 mod sim;
 mod stories;

@@ -9,14 +9,14 @@ use nightshift_proto::v1;
 use crate::{
     fit::NodeMemory,
     model::{
-        self, Checkpoint, Epoch, Forecast, JobId, JobSpec, LinkPace, Mode, NodeId, Obstacle, Outlook, RowIx,
-        WorkerKey,
+        self, Checkpoint, Epoch, Forecast, JobId, JobSpec, LinkPace, Mode, NodeId, Obstacle, Outlook,
+        RestartCause, RowIx, WorkerKey,
     },
     planner::Interface,
     recovery::{
-        BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, LinkTestResult, ModelFound,
-        NodeFacts, ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit, WorkerPhase,
-        WorkerSettings,
+        BootFacts, CheckpointNews, Event, ExitClass, GangLaunch, HeldRow, LinkTestResult, MayRestart,
+        ModelFound, NodeFacts, ProgressNews, ReportedWorker, ResultHead, StopMode, Versions, WorkerExit,
+        WorkerPhase, WorkerSettings,
     },
 };
 
@@ -151,6 +151,7 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
         interfaces: interfaces(hello.observation.as_ref()),
         thunderbolt: super::cables::thunderbolt(hello.observation.as_ref()),
         boot: boot(hello.observation.as_ref()),
+        may_restart: may_restart(hello.observation.as_ref()),
         platform: platform(hello),
         versions: versions(hello),
         tests_links: hello.capabilities.as_ref().is_some_and(|capabilities| capabilities.tests_links),
@@ -449,6 +450,23 @@ pub(crate) fn boot(seen: Option<&v1::Observation>) -> BootFacts {
     }
 }
 
+/// Whether its agent would restart the machine.
+pub(crate) fn may_restart(seen: Option<&v1::Observation>) -> MayRestart {
+    match seen.and_then(|seen| seen.restarts.as_ref()) {
+        None => MayRestart::Unknown,
+        Some(restarts) if !restarts.allowed => MayRestart::No,
+        Some(restarts) if restarts.problem.is_empty() => MayRestart::Yes,
+        Some(restarts) => MayRestart::Refuses(clip(&restarts.problem)),
+    }
+}
+
+pub(crate) fn restart_cause(cause: RestartCause) -> v1::RestartCause {
+    match cause {
+        RestartCause::StrandedMemory => v1::RestartCause::StrandedMemory,
+        RestartCause::RdmaStartsUsedUp => v1::RestartCause::RdmaStartsUsedUp,
+    }
+}
+
 /// What an observation says about interfaces.
 pub(crate) fn interfaces(seen: Option<&v1::Observation>) -> Vec<Interface> {
     let interfaces = seen.map_or(&[][..], |seen| seen.interfaces.as_slice());
@@ -483,6 +501,19 @@ mod tests {
         for wrong in ["", "a b", "ä", "x/y", &"n".repeat(64)] {
             assert!(node_id(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn only_an_agent_that_says_so_would_restart_its_machine() {
+        let said = |allowed, problem: &str| {
+            let restarts = Some(v1::Restarts { allowed, problem: problem.to_owned() });
+            may_restart(Some(&v1::Observation { restarts, ..v1::Observation::default() }))
+        };
+        assert_eq!(may_restart(None), MayRestart::Unknown);
+        assert_eq!(may_restart(Some(&v1::Observation::default())), MayRestart::Unknown);
+        assert_eq!(said(false, "FileVault is on"), MayRestart::No);
+        assert_eq!(said(true, "FileVault is on"), MayRestart::Refuses("FileVault is on".to_owned()));
+        assert_eq!(said(true, ""), MayRestart::Yes);
     }
 
     #[test]

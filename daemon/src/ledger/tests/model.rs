@@ -192,6 +192,7 @@ impl Model {
                     gpu_faults_unix_ms: vec![1, 2],
                     quarantine: None,
                     links: Vec::new(),
+                    restarts: Vec::new(),
                 };
                 self.next_mark += 1;
                 self.node.attempt(record.clone());

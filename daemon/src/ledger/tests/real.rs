@@ -134,6 +134,7 @@ async fn everything_put_is_there_after_a_restart() {
         gpu_faults_unix_ms: vec![7],
         quarantine: Some(Quarantine { until_unix_ms: 9, reason: "GPU".into() }),
         links: vec![LinkRecord { tried_unix_ms: 5, ..LinkRecord::new("b".into(), LinkKind::Rdma) }],
+        restarts: Vec::new(),
     };
     handle.put_node(node.clone()).await.unwrap();
     let learned =

@@ -25,6 +25,7 @@ impl Machine {
         rulings.push(self.gpu_faults(now, node));
         rulings.push(runtime(node));
         rulings.push(memory(node));
+        rulings.push(self.restart(now, node));
         rulings.extend(self.links_at(now, &node.id));
         rulings.push(self.work(now, node));
         rulings.extend(self.jobs_at(now, node));
@@ -46,6 +47,23 @@ impl Machine {
                 ),
             ),
         }
+    }
+
+    /// Whether it needs a restart, and whether it is restarted by itself.
+    fn restart(&self, now: Now, node: &Node) -> Ruling {
+        if let Some(sentence) = node.restart_sentence() {
+            return Ruling::keeps("restart", sentence);
+        }
+        let Some((_, why)) = node.needs_reboot() else {
+            return Ruling::holds("restart", "it needs no restart");
+        };
+        let sentence = match self.restart_ruling(now, &node.id) {
+            Some((_, Some(keeps))) => {
+                format!("{why}; it is not restarted by itself: {}", self.keeps_sentence(now, node, keeps))
+            }
+            _ => format!("{why}; it is about to be restarted"),
+        };
+        Ruling::keeps("restart", sentence)
     }
 
     fn links_at(&self, now: Now, id: &NodeId) -> Vec<Ruling> {

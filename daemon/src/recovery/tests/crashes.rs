@@ -384,6 +384,7 @@ fn a_quarantine_that_is_lifted_ends_its_own_incident_only() {
             reason: "3 GPU faults within 60 minutes, the last: timed out".to_owned(),
         }),
         links: Vec::new(),
+        restarts: Vec::new(),
     };
     let (mut kit, [(_, worker, _), _]) = two_at_work(40);
     kit.exit("a", worker, ExitClass::Signalled);

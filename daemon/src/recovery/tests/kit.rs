@@ -167,8 +167,9 @@ impl Kit {
 
     /// A node says this of itself.
     pub(super) fn observe(&mut self, node: &str, facts: NodeFacts) -> Vec<Effect> {
-        let NodeFacts { memory, interfaces, thunderbolt, boot, .. } = facts;
-        self.tell(Event::Observed { node: NodeId::from(node), memory, interfaces, thunderbolt, boot })
+        let NodeFacts { memory, interfaces, thunderbolt, boot, may_restart, .. } = facts;
+        let node = NodeId::from(node);
+        self.tell(Event::Observed { node, memory, interfaces, thunderbolt, boot, may_restart })
     }
 
     /// Lets time pass in ticks; nodes named in `alive` keep sending heartbeats.
@@ -196,7 +197,7 @@ impl Kit {
         let machine = self.machines.get(node).cloned().unwrap_or_default();
         let boot_id = Some(machine.boot_id.clone()).filter(|id| !id.is_empty());
         let boot_id = boot_id.unwrap_or(facts(instance).boot_id);
-        let NodeFacts { memory, interfaces, thunderbolt, platform, versions, .. } = machine;
+        let NodeFacts { memory, interfaces, thunderbolt, platform, versions, may_restart, .. } = machine;
         let tests_links = self.tests_links;
         let facts = NodeFacts {
             boot_id,
@@ -206,6 +207,7 @@ impl Kit {
             platform,
             versions,
             tests_links,
+            may_restart,
             ..facts(instance)
         };
         let node = NodeId::from(node);

@@ -338,7 +338,7 @@ impl Night {
                     known.rows.retain(|(row, _)| !rows.contains(row));
                 }
             }
-            Command::Drain { .. } => {}
+            Command::Drain { .. } | Command::RestartMachine { .. } => {}
             Command::InspectModel { model } => agent.say(Up::Model(model)),
             Command::LookAt { request_id, of, .. } => agent.look(request_id, of, &mut self.dice),
             Command::TestLink { request_id, .. } => agent.try_link(request_id, &mut self.dice),

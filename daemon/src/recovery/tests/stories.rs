@@ -294,6 +294,7 @@ fn a_node_that_has_not_been_seen_does_not_keep_a_job_alive_that_nobody_can_run()
         gpu_faults_unix_ms: Vec::new(),
         quarantine: None,
         links: Vec::new(),
+        restarts: Vec::new(),
     };
     let (jobs, repairs, remains) = (Vec::new(), Vec::new(), Vec::new());
     kit.tell(Event::Started { jobs, nodes: vec![gone], repairs, remains });
@@ -529,6 +530,7 @@ fn what_a_controller_left_open_is_closed_by_the_next() {
         gpu_faults_unix_ms: Vec::new(),
         quarantine: None,
         links: Vec::new(),
+        restarts: Vec::new(),
     }];
 
     let mut kit = Kit::new();
