@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nightshift_daemon::{
     ledger::sim::World,
-    model::{JobId, NodeId, RowIx, WorkerKey},
+    model::{JobId, NodeId, RestartCause, RowIx, WorkerKey},
+    recovery::Policy,
 };
 
-use super::worlds::HOUR_MS;
+use super::worlds::{HOUR_MS, MINUTE_MS};
 
 /// Starts of workers on a node within an hour, at most: with the pause at its cap (a minute) sixty, as many again for searches
 /// of a row that ends its workers and for jobs that follow one another, and a few for changes of plan.
@@ -22,9 +23,23 @@ pub(crate) struct Known {
     pub(crate) epochs: BTreeMap<JobId, u64>,
     /// Starts of workers, by node.
     starts: BTreeMap<NodeId, Vec<u64>>,
+    /// Restarts of machines: which, for what, and when by the wall clock.
+    restarts: Vec<(NodeId, RestartCause, u64)>,
 }
 
+/// From the question for a restart to the restart, at most, by a clock that is set meanwhile: it counts from the question.
+const ASKED_BEFORE_MS: u64 = 10 * MINUTE_MS;
+
 impl Known {
+    pub(crate) fn note_restart(&mut self, node: &NodeId, cause: RestartCause, unix_ms: u64) {
+        self.restarts.retain(|(.., at)| at + 24 * HOUR_MS - ASKED_BEFORE_MS > unix_ms);
+        let again = self.restarts.iter().any(|(of, before, _)| of == node && *before == cause);
+        assert!(!again, "{node} was restarted twice within a day for {}", cause.words());
+        self.restarts.push((node.clone(), cause, unix_ms));
+        let most = Policy::default().reboots_per_day as usize;
+        assert!(self.restarts.len() <= most, "{} machines were restarted within a day", self.restarts.len());
+    }
+
     pub(crate) fn note_start(&mut self, node: &NodeId, worker: WorkerKey, now_ms: u64) {
         let recorded = self.epochs.get(&worker.job).copied().unwrap_or(0);
         assert!(

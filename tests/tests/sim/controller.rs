@@ -13,7 +13,7 @@ use nightshift_daemon::{
     recovery::{CommittedRow, Event, JobTotals, Machine, Now, ResultHead},
 };
 
-use super::worlds;
+use super::worlds::{self, Plan};
 
 /// Free space that the ledger leaves alone.
 const RESERVE_BYTES: u64 = 64 << 10;
@@ -33,6 +33,8 @@ pub(crate) struct Controller {
     pub(crate) waiting: VecDeque<Waiting>,
     /// Jobs whose newest record is owed.
     pub(crate) unrecorded: BTreeSet<JobId>,
+    /// Nodes whose newest record was not written.
+    pub(crate) unrecorded_nodes: BTreeSet<NodeId>,
     pub(crate) owed_incidents: BTreeMap<u64, Incident>,
     /// Its clock: it begins at 0 with each start.
     pub(crate) started_ms: u64,
@@ -40,7 +42,7 @@ pub(crate) struct Controller {
 
 impl Controller {
     /// Opens the ledger; `None` when the machine crashes over it again.
-    pub(crate) fn start(world: &World, now_ms: u64, unix_ms: u64) -> Option<(Self, Replay)> {
+    pub(crate) fn start(world: &World, plan: &Plan, now_ms: u64, unix_ms: u64) -> Option<(Self, Replay)> {
         let limits = Limits { disk_reserve_bytes: RESERVE_BYTES, max_events: 100 };
         let opened = Core::open(SimDisk::new(world), SimKv::new(world), limits, unix_ms);
         let (core, replay) = match opened {
@@ -50,10 +52,11 @@ impl Controller {
             Err(_) => return None,
         };
         let controller = Self {
-            machine: Machine::new(worlds::policy()),
+            machine: Machine::new(worlds::policy(plan)),
             core,
             waiting: VecDeque::new(),
             unrecorded: BTreeSet::new(),
+            unrecorded_nodes: BTreeSet::new(),
             owed_incidents: BTreeMap::new(),
             started_ms: now_ms,
         };

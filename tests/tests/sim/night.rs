@@ -61,6 +61,7 @@ pub(crate) struct Totals {
     /// Links that were tried, and of them those that did not pass.
     link_tests: u64,
     links_failed: u64,
+    machine_restarts: u64,
     /// Rows that failed though nothing was wrong with them.
     innocents: u64,
 }
@@ -78,6 +79,7 @@ impl Totals {
         self.climbs += other.climbs;
         self.link_tests += other.link_tests;
         self.links_failed += other.links_failed;
+        self.machine_restarts += other.machine_restarts;
         self.innocents += other.innocents;
     }
 }
@@ -355,7 +357,13 @@ impl Night {
                         }
                     }
                 }
-                Effect::RecordNode(record) => drop(controller.ask(Request::PutNode(record), unix_ms)),
+                Effect::RecordNode(record) => {
+                    let id = record.id.clone();
+                    match controller.ask(Request::PutNode(record), unix_ms) {
+                        Ok(_) => controller.unrecorded_nodes.remove(&id),
+                        Err(_) => controller.unrecorded_nodes.insert(id),
+                    };
+                }
                 Effect::RecordModel(model) => drop(controller.ask(Request::PutModel(*model), unix_ms)),
                 Effect::RecordIncident(incident) => {
                     if self.planted == Planted::UnrecordedIncidents {
@@ -444,6 +452,18 @@ impl Night {
                 return;
             }
             Command::StopWorker { .. } => self.excite(),
+            Command::RestartMachine { command_id, .. } => {
+                let Some(controller) = &self.controller else { return };
+                if controller.unrecorded_nodes.contains(node) {
+                    // As the driver does.
+                    let (node, command_id) = (node.clone(), *command_id);
+                    let problem = "it could not be recorded".to_owned();
+                    self.tell(Event::CommandRefused { node, command_id, problem });
+                    return;
+                }
+                self.check_may_restart(node);
+                self.excite();
+            }
             _ => {}
         }
         let mut command = command;
@@ -474,7 +494,7 @@ impl Night {
     }
 
     fn start_controller(&mut self) {
-        let opened = Controller::start(&self.world, self.now_ms, self.unix_ms());
+        let opened = Controller::start(&self.world, &self.plan, self.now_ms, self.unix_ms());
         let Some((controller, replay)) = opened else {
             self.world.restart(Death::Kill);
             self.controller_back_at_ms = self.now_ms + 2_000;
@@ -498,8 +518,12 @@ impl Night {
             assert!(replay.jobs.iter().any(|job| job.record.id == *id), "the ledger forgot {id}");
         }
         self.controller = Some(controller);
-        let nightshift_daemon::ledger::Replay { jobs, nodes, models, incidents, repairs, remains, .. } =
-            replay;
+        let nightshift_daemon::ledger::Replay {
+            jobs, mut nodes, models, incidents, repairs, remains, ..
+        } = replay;
+        if self.planted == Planted::ForgottenRestarts {
+            nodes.iter_mut().for_each(|node| node.restarts.clear());
+        }
         self.tell(Event::Remembered { models, incidents });
         self.tell(Event::Started { jobs, nodes, repairs, remains });
         self.notice_crash();

@@ -30,6 +30,8 @@ pub(crate) enum Planted {
     UncountedRdmaStarts,
     /// Windows are not looked at: work goes out as if they were open.
     IgnoredWindow,
+    /// A controller that is started anew knows nothing of the restarts of machines before it.
+    ForgottenRestarts,
 }
 
 impl Planted {
@@ -47,5 +49,6 @@ impl Planted {
         Self::UnrecordedIncidents,
         Self::UncountedRdmaStarts,
         Self::IgnoredWindow,
+        Self::ForgottenRestarts,
     ];
 }

@@ -6,7 +6,7 @@ use nightshift_daemon::{
     fit::{Dtype, ModelFacts, ModelFiles, NodeMemory, Tensor},
     model::{FallbackPolicy, JobId, JobRecord, JobSpec, JobState, Mode, NodeId, Port, PortPeer, Thunderbolt},
     planner::{Interface, Network},
-    recovery::{BootFacts, ModelFound, NodeFacts, Policy},
+    recovery::{BootFacts, MayRestart, ModelFound, NodeFacts, Policy},
 };
 use nightshift_tests::rng::Rng;
 use serde_json::json;
@@ -36,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) is_bombarded: bool,
     /// Whether every two nodes have a cable that is ready for RDMA; otherwise they have a network that is allowed.
     pub(crate) is_cabled: bool,
+    /// Whether machines that need a restart are restarted, and some killed workers leave their memory wired.
+    pub(crate) has_restarts: bool,
 }
 
 impl Plan {
@@ -55,12 +57,15 @@ impl Plan {
             length_ms: if large_cluster { 20 * MINUTE_MS } else { 8 * HOUR_MS },
             is_bombarded: if is_cabled { seed / 10 % 5 == 4 } else { seed % 5 == 4 },
             is_cabled,
+            // Nor of these.
+            has_restarts: matches!(seed % 10, 3 | 7),
         }
     }
 }
 
-pub(crate) fn policy() -> Policy {
+pub(crate) fn policy(plan: &Plan) -> Policy {
     Policy {
+        reboots: plan.has_restarts,
         checkpoint_interval_ms: CHECKPOINT_MS,
         window_drain_ms: 30_000,
         stop_grace_ms: 10_000,
@@ -91,6 +96,11 @@ pub(crate) fn model(name: &str) -> ModelFound {
 
 /// Starts over RDMA that a boot has.
 pub(crate) const MOST_RDMA_STARTS: u32 = 5;
+
+/// The boot that a machine is in.
+pub(crate) fn boot_id(agent: &Agent) -> String {
+    format!("boot-{}", agent.boot)
+}
 
 /// What an agent says of its machine in a night.
 pub(crate) fn facts(agent: &Agent, plan: &Plan) -> NodeFacts {
@@ -132,7 +142,7 @@ pub(crate) fn facts(agent: &Agent, plan: &Plan) -> NodeFacts {
         ..agent.boot_facts
     };
     NodeFacts {
-        boot_id: format!("boot-{}", agent.boot),
+        boot_id: boot_id(agent),
         agent_instance_id: format!("agent-{}", agent.instance),
         memory: NodeMemory { configured_bytes: Some(agent.budget_gb * GB), ..NodeMemory::default() },
         interfaces,
@@ -140,6 +150,7 @@ pub(crate) fn facts(agent: &Agent, plan: &Plan) -> NodeFacts {
         boot,
         // The seventh has an agent from before links were tried.
         tests_links: agent.number != 6,
+        may_restart: if plan.has_restarts { MayRestart::Yes } else { MayRestart::Unknown },
         ..NodeFacts::default()
     }
 }

@@ -119,12 +119,12 @@ impl Night {
 
     /// What an agent says of its machine now.
     pub(super) fn observed(&self, id: &NodeId) -> Event {
-        let NodeFacts { mut memory, interfaces, thunderbolt, boot, .. } =
+        let NodeFacts { mut memory, interfaces, thunderbolt, boot, may_restart, .. } =
             worlds::facts(&self.agents[id], &self.plan);
         if self.planted == Planted::WrongBudget {
             memory.configured_bytes = memory.configured_bytes.map(|bytes| bytes * 2);
         }
-        Event::Observed { node: id.clone(), memory, interfaces, thunderbolt, boot }
+        Event::Observed { node: id.clone(), memory, interfaces, thunderbolt, boot, may_restart }
     }
 
     /// Checkpoints of a job with one model, that reach a controller whose disk has room: they are durable within a second.
@@ -251,6 +251,15 @@ impl Night {
             }
             Command::TestLink { request_id, gang, .. } => {
                 self.begin_link_test(id, request_id, gang.backend.is_rdma());
+            }
+            Command::RestartMachine { command_id, boot_id, cause, .. } => {
+                let agent = self.agents.get_mut(id).expect("a node there is");
+                if boot_id != worlds::boot_id(agent) {
+                    agent.say(now_ms, 5, Up::Refused(command_id));
+                    return;
+                }
+                assert!(agent.worker.is_none(), "{id} has a worker and is to restart");
+                self.restart(id, cause);
             }
             Command::LookAt { .. } | Command::Drain { .. } => {}
         }

@@ -61,6 +61,20 @@ impl Night {
         }
     }
 
+    /// A restart is asked for only where nothing is at work.
+    pub(super) fn check_may_restart(&self, node: &NodeId) {
+        let Some(controller) = &self.controller else { return };
+        for job in controller.machine.jobs() {
+            let id = job.record.id;
+            assert!(!job.workers.contains_key(node), "a restart of {node}, which has a worker of {id}");
+            let has_row = job.leases.values().any(|lease| lease.node == *node);
+            assert!(!has_row, "a restart of {node}, which has a row of {id}");
+        }
+        let of_node = controller.machine.node(node).expect("a node there is");
+        assert!(!of_node.draining, "a restart of {node}, which is drained");
+        assert!(of_node.needs_reboot().is_some(), "a restart of {node}, which needs none");
+    }
+
     /// A row goes on from what was told of it, or not more than a second before that.
     pub(super) fn check_resumed(&self, job: JobId, row: RowIx, resumed: usize) {
         let Some((tokens, at)) = self.told.get(&(job, row)) else { return };
@@ -148,8 +162,8 @@ impl Night {
             controller.machine.jobs().map(|job| (job.record.id, job.done.len())).collect();
         self.controller = None;
         self.world.restart(Death::Kill);
-        let (_, replay) =
-            Controller::start(&self.world, self.now_ms, self.unix_ms()).expect("the ledger opens at the end");
+        let (_, replay) = Controller::start(&self.world, &self.plan, self.now_ms, self.unix_ms())
+            .expect("the ledger opens at the end");
         assert_eq!(replay.repairs, Vec::<String>::new(), "repairs at the end");
         let found: Vec<(JobId, u32)> =
             replay.jobs.iter().map(|job| (job.record.id, job.done.len())).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use nightshift_daemon::{
     ledger::sim::Moment,
-    model::{JobId, JobState, NodeId},
+    model::{JobId, JobState, NodeId, RestartCause},
     recovery::{BootFacts, Event, ExitClass},
 };
 
@@ -12,8 +12,11 @@ use super::Night;
 use crate::{
     agent::Up,
     faults::{BETWEEN_BURSTS_MS, BETWEEN_MS, Strike},
-    worlds::{HOUR_MS, MINUTE_MS},
+    worlds::{GB, HOUR_MS, MINUTE_MS},
 };
+
+/// What such a worker leaves.
+const STRANDED_BYTES: u64 = 40 * GB;
 
 impl Night {
     fn any_node(&mut self) -> NodeId {
@@ -236,11 +239,40 @@ impl Night {
             return;
         }
         for id in looked {
+            if self.leaves_memory_wired(&id) {
+                let agent = self.agents.get_mut(&id).expect("a node there is");
+                agent.boot_facts.stranded_bytes = Some(STRANDED_BYTES);
+                let observed = self.observed(&id);
+                self.tell(observed);
+                continue;
+            }
             let mut observed = self.observed(&id);
             if let Event::Observed { boot, .. } = &mut observed {
                 boot.stranded_bytes = Some(0);
             }
             self.tell(observed);
+        }
+    }
+
+    /// In some nights memory does not come back after every other kill, until nothing strikes any more.
+    fn leaves_memory_wired(&self, id: &NodeId) -> bool {
+        let agent = &self.agents[id];
+        let number = u64::from(agent.boot_facts.kills_while_loaded) + u64::from(agent.boot);
+        let is_night = self.now_ms < self.plan.length_ms * 7 / 8;
+        self.plan.has_restarts && is_night && number % 2 == 0
+    }
+
+    /// The machine does what the controller asked for.
+    pub(super) fn restart(&mut self, id: &NodeId, cause: RestartCause) {
+        let unix_ms = self.unix_ms();
+        self.note(|| format!("{id} restarts for {}", cause.words()));
+        self.totals.machine_restarts += 1;
+        self.known.note_restart(id, cause, unix_ms);
+        self.bring_down(id, true);
+        // Some wait for a person.
+        if self.rng.range(0, 4) == 0 {
+            let agent = self.agents.get_mut(id).expect("a node there is");
+            agent.back_at_ms += self.rng.range(0, HOUR_MS);
         }
     }
 
@@ -255,6 +287,10 @@ impl Night {
             self.set_link(&node, true);
             self.rdma_back.remove(&node);
             self.set_rdma(&node, true);
+            if self.agents[&node].boot_facts.stranded_bytes.is_some() {
+                // Whoever looks in the morning restarts it.
+                self.bring_down(&node, true);
+            }
             let agent = self.agents.get_mut(&node).expect("a node there is");
             if agent.cut_until_ms > self.now_ms {
                 agent.cut_until_ms = 0;
