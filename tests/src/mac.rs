@@ -57,6 +57,10 @@ pub struct Mac {
     pub gpu_restarts: u64,
     /// Minutes until it sleeps.
     pub sleep_min: u32,
+    /// Whether FileVault is on.
+    pub file_vault: bool,
+    /// What is wired.
+    pub wired_bytes: u64,
     /// `address/prefix` of its network for everything.
     pub network: Option<String>,
     /// By receptacle, from 1 on.
@@ -84,6 +88,8 @@ impl Mac {
             devinfo_hangs: false,
             gpu_restarts: 0,
             sleep_min: 0,
+            file_vault: false,
+            wired_bytes: 5_000_000_000,
             network: None,
             // Not in the order of the receptacles, as on real ones.
             ports: vec![port(1, "en3"), port(2, "en1")],
@@ -139,7 +145,9 @@ impl Mac {
         self.append("log.ndjson", "");
         self.script("log", "exec tail --pid=$PPID -n +1 -F \"${0%/*}/log.ndjson\" 2>/dev/null");
         self.script("launchctl", "echo 'Could not find service' >&2; exit 113");
-        self.say("fdesetup", "FileVault is Off.\n");
+        self.say("fdesetup", if self.file_vault { "FileVault is On.\n" } else { "FileVault is Off.\n" });
+        // Written down; a test that wants the machine to be restarted does what follows.
+        self.script("shutdown", "echo \"shutdown $*\" >> \"${0%/*}/restarts\"");
         self.say(
             "defaults",
             "{\n    AutomaticallyInstallMacOSUpdates = 0;\n    CriticalUpdateInstall = 0;\n}\n",
@@ -173,6 +181,12 @@ impl Mac {
         let head = json!({ "bug_type": "284", "incident_id": id });
         let body = json!({ "process_name": process, "analysis": { "restart_reason_desc": reason } });
         self.put(&format!("DiagnosticReports/gpuEvent-{process}-{id}.ips"), &format!("{head}\n{body}\n"));
+    }
+
+    /// How it was told to restart, a line each time.
+    #[must_use]
+    pub fn restarts(&self) -> String {
+        fs::read_to_string(self.dir.join("restarts")).unwrap_or_default()
     }
 
     /// What was run that is to change its network.
@@ -213,7 +227,7 @@ impl Mac {
             },
             "memory": {
                 "total_bytes": 137_438_953_472_u64, "available_bytes": 120_000_000_000_u64,
-                "wired_bytes": 5_000_000_000_u64, "swap_total_bytes": 0, "swap_used_bytes": 0, "pressure_level": 1,
+                "wired_bytes": self.wired_bytes, "swap_total_bytes": 0, "swap_used_bytes": 0, "pressure_level": 1,
                 "wired_limit_mib": 0, "recommended_working_set_bytes": 103_079_215_104_u64,
             },
             "gpu": { "model": "Apple M4 Max", "cores": 40, "recovery_count": self.gpu_restarts },

@@ -31,6 +31,7 @@ mod macs;
 mod matrix;
 mod memory;
 mod plans;
+mod reboots;
 mod reload;
 mod sampling;
 mod sharded;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
             disk_full::cases(),
             cli::cases(),
             macs::cases(),
+            reboots::cases(),
             plans::cases(),
             worker_units::cases(),
             bad_models::cases(),
