@@ -2,6 +2,7 @@
 
 mod notes;
 mod notify;
+mod reboots;
 
 use std::{
     fs, io,
@@ -12,6 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use notify::Notify;
+pub use reboots::Reboots;
 
 use crate::{planner::Network, recovery::Policy};
 
@@ -233,32 +235,6 @@ impl Default for Recovery {
     }
 }
 
-/// Section `[reboots]`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Reboots {
-    /// Whether a machine that needs a restart is restarted, where its agent's configuration allows it, too.
-    pub enabled: bool,
-    /// How long such a machine must have been idle.
-    pub settle_ms: u64,
-    /// The most restarts of machines of this cluster within a day.
-    pub per_day: u32,
-    /// A machine that was told to restart and is not back after this long needs a person.
-    pub return_ms: u64,
-}
-
-impl Default for Reboots {
-    fn default() -> Self {
-        let policy = Policy::default();
-        Self {
-            enabled: policy.reboots,
-            settle_ms: policy.reboot_settle_ms,
-            per_day: policy.reboots_per_day,
-            return_ms: policy.reboot_return_ms,
-        }
-    }
-}
-
 /// Section `[limits]`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -356,7 +332,7 @@ impl Config {
                 "ports from first_port on, as many as gangs.ports says, must lie between 1024 and 65535";
             return refuse("gangs.first_port", &self.gangs.first_port, why);
         }
-        let at_least_one: [(&'static str, u64); 15] = [
+        let at_least_one: [(&'static str, u64); 14] = [
             ("agents.heartbeat_interval_ms", self.agents.heartbeat_interval_ms),
             ("agents.observation_interval_ms", self.agents.observation_interval_ms),
             ("agents.progress_interval_ms", self.agents.progress_interval_ms),
@@ -368,7 +344,6 @@ impl Config {
             ("recovery.failures_before_pause", u64::from(self.recovery.failures_before_pause)),
             ("recovery.gpu_faults_before_quarantine", u64::from(self.recovery.gpu_faults_before_quarantine)),
             ("gangs.rendezvous_ms", self.gangs.rendezvous_ms),
-            ("reboots.per_day", u64::from(self.reboots.per_day)),
             ("gangs.ports", u64::from(self.gangs.ports)),
             ("limits.max_row_bytes", self.limits.max_row_bytes),
             ("limits.max_rows", u64::from(self.limits.max_rows)),
@@ -387,14 +362,11 @@ impl Config {
             let why = "it must be at least recovery.node_silent_ms: a node that another still sees is given no less time";
             return refuse("recovery.node_seen_silent_ms", &self.recovery.node_seen_silent_ms, why);
         }
-        if self.reboots.return_ms < LEAST_RETURN_MS {
-            let why = "it must be at least 300000: a machine takes minutes to go down and to come back";
-            return refuse("reboots.return_ms", &self.reboots.return_ms, why);
-        }
         if self.limits.max_row_bytes > MAX_ROW_BYTES {
             let why = "a row must fit a message of 32 MiB together with its tokens; at most 25165824";
             return refuse("limits.max_row_bytes", &self.limits.max_row_bytes, why);
         }
+        self.reboots.validate()?;
         self.notify.validate()
     }
 
@@ -506,9 +478,6 @@ impl Config {
     }
 }
 
-/// Below it, a machine that is on its way would be taken for one that is lost.
-const LEAST_RETURN_MS: u64 = 5 * 60_000;
-
 /// Leaves room in a 32 MiB message for a row's resume tokens.
 const MAX_ROW_BYTES: u64 = 24 * 1024 * 1024;
 
@@ -589,23 +558,8 @@ mod tests {
             "notify.timeout_s = 0 is refused: it is 1 to 600 seconds"
         );
         assert!(parse("[notify]\ncommand = [\"\"]\n").unwrap_err().contains("is the program"));
-        let back = parse("[reboots]\nreturn_ms = 299999\n").unwrap_err();
-        assert!(
-            back.starts_with("reboots.return_ms = 299999 is refused: it must be at least 300000"),
-            "{back}"
-        );
         let row = parse("[limits]\nmax_row_bytes = 30000000\n").unwrap_err();
         assert!(row.contains("must fit a message"), "{row}");
-    }
-
-    #[test]
-    fn restarts_of_machines_are_off_until_somebody_turns_them_on() {
-        assert!(!parse("").unwrap().policy().reboots);
-        let on =
-            parse("[reboots]\nenabled = true\nsettle_ms = 1\nper_day = 3\nreturn_ms = 400000\n").unwrap();
-        assert_eq!(on.needs_restart(&Config::default()), [""; 0], "it takes effect at once");
-        let Policy { reboots, reboot_settle_ms, reboots_per_day, reboot_return_ms, .. } = on.policy();
-        assert_eq!((reboots, reboot_settle_ms, reboots_per_day, reboot_return_ms), (true, 1, 3, 400_000));
     }
 
     #[test]
