@@ -9,7 +9,7 @@ use super::{
     ladder::{asked, obey, start_all},
 };
 use crate::{
-    model::{Backend, Fault, JobId, LinkKind, Mode, NodeId, Port, PortPeer, WorkerKey},
+    model::{Backend, Fault, JobId, LinkKind, Mode, NodeId, Port, PortPeer, RestartCause, WorkerKey},
     planner::{Interface, Network},
     recovery::*,
 };
@@ -549,5 +549,46 @@ fn memory_that_ran_out_is_no_fault_of_rdma() {
         let _ = obey(&mut kit, &effects, ExitClass::Killed);
         let (gang, _) = next_gang(&mut kit, &sessions, 5_000);
         assert_eq!(gang.map(|gang| gang.backend), Some(Backend::Jaccl), "after {class:?}");
+    }
+}
+
+/// A machine that only lacks RDMA starts is restarted at leisure: where it does nothing, and a sharded job waits.
+#[test]
+fn a_mac_without_rdma_starts_is_restarted_when_it_is_idle_and_never_for_them_alone() {
+    let used = BootFacts { rdma_starts: 5, most_rdma_starts: 5, ..BootFacts::default() };
+    let causes = |effects: &[Effect]| -> Vec<RestartCause> {
+        let of = |effect: &Effect| match effect {
+            Effect::Send { command: Command::RestartMachine { cause, .. }, .. } => Some(*cause),
+            _ => None,
+        };
+        effects.iter().filter_map(of).collect()
+    };
+    let told = |kit: &Kit| -> String {
+        let rulings = kit.machine.explain_node(kit.now, &"a".into()).unwrap();
+        rulings.into_iter().find(|ruling| ruling.rule == "restart").unwrap().sentence
+    };
+    // Whether b can take work, the mode that is asked for, whether RDMA is allowed, and whether a is restarted.
+    for (b_works, mode, gang_rdma, is_restarted, why) in [
+        (false, Mode::Pipeline, true, true, "about to go down"),
+        (false, Mode::Pipeline, false, false, "no job waits that would use RDMA there now"),
+        (false, Mode::Independent, true, false, "no job waits that would use RDMA there now"),
+        (true, Mode::Pipeline, true, false, "something is at work there"),
+    ] {
+        let (mut kit, sessions) = macs(&[60, 60]);
+        let policy = Policy { reboots: true, reboot_settle_ms: 10_000, gang_rdma, ..Policy::default() };
+        let _ = kit.tell(Event::PolicyChanged(policy));
+        let _ = change(&mut kit, "a", |facts| {
+            facts.boot = used;
+            facts.may_restart = MayRestart::Yes;
+        });
+        let _ = kit.tell(Event::Drain { node: "b".into(), drain: !b_works });
+        let mut record = record(1, 100);
+        record.spec.mode = Some(mode);
+        let mut effects = kit.tell(Event::JobAccepted(record));
+        effects.extend(kit.wait(20_000, &sessions));
+        assert_eq!(started(&effects).len(), if b_works { 2 } else { 0 }, "{why}");
+        let expected: &[RestartCause] = if is_restarted { &[RestartCause::RdmaStartsUsedUp] } else { &[] };
+        assert_eq!(causes(&effects), expected, "{why}");
+        assert!(told(&kit).contains(why), "{}", told(&kit));
     }
 }
