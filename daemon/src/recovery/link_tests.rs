@@ -189,6 +189,7 @@ impl Node {
     fn can_try_links(&self) -> bool {
         self.facts.tests_links
             && self.facts.runtime_problem.is_none()
+            && self.restart_sentence().is_none()
             && self.session.as_ref().is_some_and(|session| session.replaying.is_none())
     }
 

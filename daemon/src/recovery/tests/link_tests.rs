@@ -528,6 +528,7 @@ fn of_many_links_those_tried_longest_ago_are_not_written_down() {
         gpu_faults_unix_ms: Vec::new(),
         quarantine: None,
         links,
+        restarts: Vec::new(),
     };
     let nodes = vec![node(&first, links.collect()), node(&second, Vec::new())];
     let _ = kit.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
@@ -538,6 +539,42 @@ fn of_many_links_those_tried_longest_ago_are_not_written_down() {
         record_of(&effects, "a").links.iter().map(|link| link.other.to_string()).collect();
     assert_eq!((names.len(), &names[..2]), (MOST_WRITTEN, &["b".to_owned(), "b".to_owned()][..]));
     assert!(!names.contains(&"old0".to_owned()), "{names:?}");
+}
+
+/// A store takes values of 6 KiB, less what seals them.
+#[test]
+fn the_largest_record_of_a_node_can_be_written_down() {
+    let name = |number: usize| NodeId::from(format!("{number:063}").as_str());
+    let pace = Some(LinkPace { round_trip_us: 30_000_000, bytes_per_s: 999_999_999_999 });
+    let link = |number| crate::model::LinkRecord {
+        other: name(number),
+        kind: LinkKind::Thunderbolt,
+        tried_unix_ms: 1_795_654_800_000,
+        passed_in: Some(u32::MAX),
+        pace,
+        best: pace,
+    };
+    let refusal = crate::model::Restart {
+        cause: crate::model::RestartCause::RdmaStartsUsedUp,
+        boot_id: "b".repeat(100),
+        asked_unix_ms: 1_795_654_800_000,
+        outcome: crate::model::RestartOutcome::Refused("r".repeat(250)),
+    };
+    let record = NodeRecord {
+        id: name(0),
+        draining: true,
+        last_seen_unix_ms: 1_795_654_800_000,
+        boot_id: "b".repeat(100),
+        gpu_faults_unix_ms: vec![1_795_654_800_000; 3],
+        quarantine: Some(crate::model::Quarantine {
+            until_unix_ms: 1_795_654_800_000,
+            reason: "q".repeat(100),
+        }),
+        links: (0..MOST_WRITTEN).map(link).collect(),
+        restarts: vec![refusal; 6],
+    };
+    let bytes = serde_json::to_vec(&record).unwrap().len();
+    assert!(bytes <= 6 * 1_024 - 64, "{bytes}");
 }
 
 /// The conditions of a node's way back: of each its name, whether it holds, and its reason.
