@@ -59,8 +59,9 @@ impl Machine {
             incident.fault == Fault::NodeSilent
                 && incident.node.as_ref().is_some_and(|node| !nodes.contains_key(node))
         });
-        self.incidents
-            .close(now, "the controller was started anew", |incident| incident.fault == Fault::LinkDown);
+        self.incidents.close(now, "the controller was started anew", |incident| {
+            matches!(incident.fault, Fault::LinkDown | Fault::LinkUnproven)
+        });
         // Where the disk is still full, it shows with the first result.
         self.incidents
             .close(now, "the controller was started anew", |incident| incident.fault == Fault::DiskFull);

@@ -59,6 +59,8 @@ impl Machine {
         self.links_version += u64::from(before.versions != facts.versions);
         self.note_new_end(&id, &before);
         self.refresh_links(now);
+        // In another boot, or with other versions, its cables have proven nothing.
+        self.mind_link_tests(now);
         let (held, vanished) = self.reconcile(now, &id, workers);
         if let Some(session) = self.nodes.get_mut(&id).and_then(|node| node.session.as_mut()) {
             session.replaying = Some(held);

@@ -506,6 +506,36 @@ fn a_cable_that_is_out_is_not_unproven() {
 }
 
 #[test]
+fn a_controller_that_starts_anew_tries_again_what_did_not_pass() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let effects = kit.wait(100, &sessions);
+    let effects = answer_all(&mut kit, effects, &|_| failed());
+    let mut next = that_tries();
+    next.machines = kit.machines.clone();
+    let incidents = unproven(&kit).into_iter().cloned().rev().collect();
+    let _ = next.tell(Event::Remembered { models: vec![], incidents });
+    let nodes = vec![record_of(&effects, "a")];
+    let _ = next.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
+    assert!(unproven(&next).iter().all(|incident| incident.outcome == "the controller was started anew"));
+    let alive: Sessions = ["a", "b"].map(|name| (name, next.connect(name).0)).to_vec();
+    let effects = next.wait(100, &alive);
+    let _ = answer_all(&mut next, effects, &|_| failed());
+    let times: Vec<u32> = unproven(&next).iter().map(|incident| incident.times).collect();
+    assert_eq!(times, [2, 2], "these are the same incidents");
+}
+
+#[test]
+fn a_mac_that_is_back_in_another_boot_is_not_planned_for_before_its_cable_has_passed() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    all_pass(&mut kit, &sessions);
+    kit.machines.get_mut("b").unwrap().boot_id = "boot-2".to_owned();
+    let (session, mut effects) = kit.connect("b");
+    effects.extend(submit(&mut kit));
+    effects.extend(kit.wait(10_000, &[sessions[0], ("b", session)]));
+    assert_eq!((launches(&effects).len(), tries(&effects).len()), (0, 2));
+}
+
+#[test]
 fn agents_that_cannot_try_links_are_not_waited_for() {
     let (mut kit, sessions) = macs_in(Kit::new(), &[60, 60]);
     let effects = [submit(&mut kit), kit.wait(2_100, &sessions)].concat();
