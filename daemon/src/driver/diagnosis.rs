@@ -126,7 +126,9 @@ fn of_node(seen: &Seen<'_>) -> v1::NodeDiagnosis {
     checks.push(match convert::runtime_problem(seen.runtime) {
         None => check("runtime", v1::CheckLevel::Ok, "the Python runtime is ready", ""),
         Some(problem) => {
-            check("runtime", v1::CheckLevel::Fail, problem, "run `cluster-agent runtime install` there")
+            // The agent's words end with what to do, for whoever reads only them.
+            let seen = problem.strip_suffix("; run `cluster-agent runtime install`").unwrap_or(&problem);
+            check("runtime", v1::CheckLevel::Fail, seen, "run `cluster-agent runtime install` there")
         }
     });
     if let Some(ahead_ms) = seen.clock_ahead_ms.filter(|ms| ms.unsigned_abs() > CLOCKS_APART_MS) {
@@ -383,8 +385,10 @@ mod tests {
     fn what_is_wrong_with_a_node_is_said_first() {
         let mut macs = pair();
         macs[0].silent = Some("no word from it for 60 s".to_owned());
-        macs[0].runtime =
-            v1::RuntimeStatus { problem: "mlx is missing".into(), ..v1::RuntimeStatus::default() };
+        macs[0].runtime = v1::RuntimeStatus {
+            problem: "mlx is missing; run `cluster-agent runtime install`".into(),
+            ..v1::RuntimeStatus::default()
+        };
         macs[0].clock_ahead_ms = Some(-7_400);
         let found = of_a(&macs);
         let fail = v1::CheckLevel::Fail;

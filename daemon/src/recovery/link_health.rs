@@ -351,23 +351,7 @@ impl Machine {
     /// Why a plan for these nodes does without RDMA, or without a cable at all, where there is one.
     fn cable_reasons(&self, nodes: &BTreeSet<NodeId>) -> Vec<Reason> {
         let between = |cable: &&Cable| nodes.contains(&cable.a.node) && nodes.contains(&cable.b.node);
-        let told = self.cables.iter().filter(between).filter_map(|cable| {
-            let Cable { a: CableEnd { node: a, .. }, b: CableEnd { node: b, .. }, class, .. } = cable;
-            match class {
-                CableClass::Rdma if !self.policy.gang_rdma => Some(format!(
-                    "not by RDMA over the cable of {a} and {b}: gangs.rdma of the configuration says no"
-                )),
-                CableClass::Rdma => None,
-                CableClass::Tcp => Some(format!(
-                    "not by RDMA over the cable of {a} and {b}: {}",
-                    flaws_of([cable], LinkKind::Rdma)
-                )),
-                CableClass::Down => {
-                    let why = flaws_of([cable], LinkKind::Thunderbolt);
-                    Some(format!("not over the cable of {a} and {b}: {why}"))
-                }
-            }
-        });
+        let told = self.cables.iter().filter(between).filter_map(|cable| self.why_not_whole(cable));
         let used_up = nodes.iter().filter(|node| {
             self.nodes.get(node).is_some_and(|node| node.facts.boot.rdma_is_used_up())
                 && self.links.iter().any(|link| link.kind == LinkKind::Rdma && link.end_at(node).is_some())
@@ -377,6 +361,31 @@ impl Machine {
             Reason::of("rdma-starts", node, text)
         });
         told.map(|text| Reason::new("cable", text)).chain(used_up).collect()
+    }
+
+    /// What the cables of a node lack.
+    pub(super) fn cables_lack_at(&self, id: &NodeId) -> Vec<String> {
+        let ours = self.cables.iter().filter(|cable| cable.a.node == *id || cable.b.node == *id);
+        ours.filter_map(|cable| self.why_not_whole(cable)).take(MOST_REASONS).collect()
+    }
+
+    /// Why a cable is not used for all that one can be.
+    fn why_not_whole(&self, cable: &Cable) -> Option<String> {
+        let Cable { a: CableEnd { node: a, .. }, b: CableEnd { node: b, .. }, class, .. } = cable;
+        match class {
+            CableClass::Rdma if !self.policy.gang_rdma => Some(format!(
+                "not by RDMA over the cable of {a} and {b}: gangs.rdma of the configuration says no"
+            )),
+            CableClass::Rdma => None,
+            CableClass::Tcp => Some(format!(
+                "not by RDMA over the cable of {a} and {b}: {}",
+                flaws_of([cable], LinkKind::Rdma)
+            )),
+            CableClass::Down => {
+                let why = flaws_of([cable], LinkKind::Thunderbolt);
+                Some(format!("not over the cable of {a} and {b}: {why}"))
+            }
+        }
     }
 
     fn carries(&self, node: &NodeId, interface: &str) -> bool {

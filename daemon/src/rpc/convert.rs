@@ -159,7 +159,9 @@ pub(crate) fn node_facts(hello: &v1::Hello) -> NodeFacts {
 }
 
 fn versions(hello: &v1::Hello) -> Versions {
-    let runtime = hello.runtime.as_ref().filter(|runtime| runtime.ready);
+    // A program of one's own in place of the worker has no versions to tell.
+    let is_known = |runtime: &&v1::RuntimeStatus| runtime.ready && !runtime.mlx_version.is_empty();
+    let runtime = hello.runtime.as_ref().filter(is_known);
     let of_mac =
         hello.observation.as_ref().filter(|seen| seen.os_name == "macos" && !seen.os_build.is_empty());
     Versions {

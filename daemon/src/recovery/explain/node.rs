@@ -92,6 +92,8 @@ impl Machine {
             (false, _) => told.join("; "),
         };
         let mut rulings = vec![Ruling::holds("links", sentence)];
+        let lack = self.cables_lack_at(id).into_iter();
+        rulings.extend(lack.map(|sentence| Ruling::keeps("cable", sentence)));
         for (name, ms) in self.unsettled_at(now, id) {
             let other = if name.a == *id { &name.b } else { &name.a };
             let what = match name.kind {
@@ -118,6 +120,16 @@ impl Machine {
     /// Whether it can take work at all.
     fn work(&self, now: Now, node: &Node) -> Ruling {
         if let Some(why) = node.unusable(now) {
+            // What a line of its own tells whole is named here.
+            let why = if node.session.is_none() {
+                "it is not connected".to_owned()
+            } else if node.facts.runtime_problem.as_ref() == Some(&why) {
+                "it cannot run workers".to_owned()
+            } else if node.quarantine_sentence(now).as_ref() == Some(&why) {
+                "it is in quarantine".to_owned()
+            } else {
+                why
+            };
             return Ruling::keeps("takes-work", format!("it takes no work: {why}"));
         }
         match self.busy(&node.id) {

@@ -508,7 +508,13 @@ fn what_a_job_below_its_rung_waits_for_is_explained() {
         .filter(|ruling| ruling.rule == "cable" && !ruling.holds)
         .map(|ruling| ruling.sentence.as_str())
         .collect();
-    assert_eq!(told, ["not over the cable of a and b: en4 of b has no IPv4 address of its own yet"]);
+    let lacks = "not over the cable of a and b: en4 of b has no IPv4 address of its own yet";
+    assert_eq!(told, [lacks]);
+    for node in ["a", "b"] {
+        let rulings = kit.machine.explain_node(kit.now, &NodeId::from(node)).unwrap();
+        let told = rulings.iter().find(|ruling| ruling.rule == "cable").expect("what its cable lacks");
+        assert_eq!((told.holds, told.sentence.as_str()), (false, lacks));
+    }
 }
 
 /// The plan of a gang is as old as its workers; what its cable lacks may be another thing by now, or nothing.

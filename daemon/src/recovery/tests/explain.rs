@@ -300,13 +300,28 @@ fn a_node_that_takes_no_work_says_why() {
     }
     let rulings = on_node(&kit, "a");
     assert_keeps(&rulings, "quarantine", "it is in quarantine for 60 more minutes");
+    assert_eq!(
+        told(&rulings, "takes-work").1,
+        "it takes no work: it is in quarantine",
+        "for how long is told once"
+    );
     assert_keeps(&rulings, "job", "it does not work for j1: ");
 
     let problem = Some("there is no Python".to_owned());
     let _ = kit.tell(Event::RuntimeChanged { node: "a".into(), problem });
     assert_keeps(&on_node(&kit, "a"), "runtime", "there is no Python");
     let _ = kit.wait(6_000, &[]);
-    assert_keeps(&on_node(&kit, "a"), "connection", "no word from it for 6 s, and its rows went to others");
+    let rulings = on_node(&kit, "a");
+    assert_keeps(&rulings, "connection", "no word from it for 6 s, and its rows went to others");
+    assert_eq!(told(&rulings, "takes-work").1, "it takes no work: it is not connected");
+
+    let (mut kit, ..) = at_work();
+    let problem = Some("there is no Python".to_owned());
+    let _ = kit.tell(Event::RuntimeChanged { node: "a".into(), problem });
+    let rulings = on_node(&kit, "a");
+    assert_eq!(told(&rulings, "takes-work").1, "it takes no work: it cannot run workers");
+    let times = rulings.iter().filter(|ruling| ruling.rule != "job" && ruling.sentence.contains("no Python"));
+    assert_eq!(times.count(), 1, "{rulings:#?}");
 }
 
 #[test]
