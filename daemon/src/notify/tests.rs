@@ -61,12 +61,14 @@ impl Running {
     }
 }
 
-/// Looks until a file has so many lines.
+/// Looks until a file has so many whole lines.
 async fn lines(path: &Path, count: usize) -> Vec<String> {
     let deadline = Instant::now() + LONG;
     loop {
         let text = fs::read_to_string(path).unwrap_or_default();
-        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        // What comes after the last of them is still being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let lines: Vec<String> = whole.lines().map(str::to_owned).collect();
         if lines.len() >= count {
             return lines;
         }
