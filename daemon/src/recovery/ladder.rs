@@ -146,8 +146,6 @@ struct Better {
     to: Rung,
     /// The nodes it would run on, and those it runs on.
     nodes: BTreeSet<NodeId>,
-    /// What its ranks would talk over.
-    links: Vec<Link>,
     /// Of one gang, or 1.
     ranks: u32,
     /// How long it has been there.
@@ -167,7 +165,7 @@ impl Machine {
             let Some(better) = self.better_rung(now, id) else { continue };
             // Workers that run are ended for it: that it carries is known before that.
             if let Some(reason) = self.why_worth_it(now, id, &better)
-                && !self.ask_for_tests(now, &better.links)
+                && !self.ask_for_tests(now, &self.links_of_ideal(id))
             {
                 self.begin_climb(now, id, better, reason);
             }
@@ -179,15 +177,15 @@ impl Machine {
         let from = self.jobs.get(&id)?.steady_rung();
         let found = from.and_then(|from| {
             let layout = self.ideal(now, id)?;
-            let Goal { to, ranks, nodes, links } = Goal::of(&layout)?;
+            let (to, ranks, nodes) = rung_of(&layout)?;
             let job = self.jobs.get(&id)?;
             let is_sound = !self.has_unsettled_link(now, &job.workers.keys().cloned().collect());
-            (to.is_above(&from, job.record.spec.mode) && is_sound).then_some((to, ranks, nodes, links))
+            (to.is_above(&from, job.record.spec.mode) && is_sound).then_some((to, ranks, nodes))
         });
         let half_life_ms = self.policy.penalty_half_life_ms;
         let base_ms = self.policy.climb_settle_ms;
         let job = self.jobs.get_mut(&id)?;
-        let (Some(from), Some((to, ranks, mut nodes, links))) = (from, found) else {
+        let (Some(from), Some((to, ranks, mut nodes))) = (from, found) else {
             job.ladder.better = None;
             return None;
         };
@@ -197,7 +195,17 @@ impl Machine {
         let settle_ms =
             job.ladder.changes.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_CLIMB_SETTLE_MS);
         nodes.extend(job.workers.keys().cloned());
-        (held_ms >= settle_ms).then_some(Better { from, to, nodes, links, ranks, held_ms })
+        (held_ms >= settle_ms).then_some(Better { from, to, nodes, ranks, held_ms })
+    }
+
+    /// What the ranks would talk over if nothing of the job ran.
+    fn links_of_ideal(&self, id: JobId) -> Vec<Link> {
+        match self.jobs.get(&id).map(|job| job.ladder.ideal.current()) {
+            Some(Layout::Gangs { gangs, .. }) => {
+                gangs.iter().flat_map(|gang| gang.links.iter().cloned()).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn why_worth_it(&self, now: Now, id: JobId, better: &Better) -> Option<Reason> {
@@ -296,40 +304,22 @@ impl Machine {
     }
 }
 
-/// What a layout would run as.
-struct Goal {
-    to: Rung,
-    /// How many ranks make one gang; 1 without.
-    ranks: u32,
-    nodes: BTreeSet<NodeId>,
-    /// Of all gangs.
-    links: Vec<Link>,
-}
-
-impl Goal {
-    fn of(layout: &Layout) -> Option<Self> {
-        match layout {
-            Layout::Independent { nodes, .. } => {
-                Some(Self { to: Rung::independent(false), ranks: 1, nodes: nodes.clone(), links: Vec::new() })
-            }
-            Layout::Gangs { gangs, .. } => {
-                let first = gangs.first()?;
-                let to = Rung {
-                    fallback: false,
-                    mode: first.mode,
-                    backend: Some(first.backend),
-                    link_kind: Some(first.link_kind),
-                };
-                let nodes = gangs.iter().flat_map(|gang| gang.ranks.iter().map(|rank| rank.node.clone()));
-                Some(Self {
-                    to,
-                    ranks: u32::try_from(first.ranks.len()).ok()?,
-                    nodes: nodes.collect(),
-                    links: gangs.iter().flat_map(|gang| gang.links.iter().cloned()).collect(),
-                })
-            }
-            Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => None,
+/// What a layout would run as, how many ranks make one, and where.
+fn rung_of(layout: &Layout) -> Option<(Rung, u32, BTreeSet<NodeId>)> {
+    match layout {
+        Layout::Independent { nodes, .. } => Some((Rung::independent(false), 1, nodes.clone())),
+        Layout::Gangs { gangs, .. } => {
+            let first = gangs.first()?;
+            let rung = Rung {
+                fallback: false,
+                mode: first.mode,
+                backend: Some(first.backend),
+                link_kind: Some(first.link_kind),
+            };
+            let nodes = gangs.iter().flat_map(|gang| gang.ranks.iter().map(|rank| rank.node.clone()));
+            Some((rung, u32::try_from(first.ranks.len()).ok()?, nodes.collect()))
         }
+        Layout::Unknown | Layout::Pending(_) | Layout::Refused(_) => None,
     }
 }
 

@@ -77,6 +77,7 @@ impl Machine {
             self.on_links_lost(now, &lost);
         }
         self.settle_links(now);
+        self.note_other_links();
         self.mind_link_tests(now);
     }
 

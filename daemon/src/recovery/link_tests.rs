@@ -120,6 +120,8 @@ pub(super) struct LinkTests {
     awaited: Vec<LinkName>,
     /// Links that a better way waits for, from the newest look at it.
     asked_for: BTreeSet<LinkName>,
+    /// At the last look every cable had passed: until one end changes there is nothing to do, and a tick costs nothing.
+    is_calm: bool,
 }
 
 /// How a link stands, for people.
@@ -220,7 +222,14 @@ impl Machine {
     /// Time has passed, or something about nodes and links has changed: begins tests that are wanted, and gives up those that do not
     /// answer.
     pub(super) fn mind_link_tests(&mut self, now: Now) {
+        if self.link_tests.is_calm
+            && self.link_tests.running.is_empty()
+            && self.link_tests.asked_for.is_empty()
+        {
+            return;
+        }
         self.give_up_link_tests(now);
+        self.link_tests.is_calm = self.links.iter().all(|link| !is_cable(link) || self.has_passed(link));
         let awaited: Vec<LinkName> =
             self.links.iter().filter(|link| self.must_pass_first(link)).map(Link::name).collect();
         if awaited != self.link_tests.awaited {
@@ -439,6 +448,7 @@ impl Machine {
     }
 
     fn on_link_failed(&mut self, now: Now, name: &LinkName, why: String) {
+        self.link_tests.is_calm = false;
         let Some(standing) = self.standing_mut(name) else { return };
         standing.is_doubted = true;
         standing.failed = Some(why.clone());
@@ -521,6 +531,7 @@ impl Machine {
 
     /// A node connected: what its links could not be tried for may have been its former boot, versions or agent.
     pub(super) fn note_new_end(&mut self, id: &NodeId, before: &NodeFacts) {
+        self.link_tests.is_calm = false;
         let Some(facts) = self.nodes.get(id).map(|node| &node.facts) else { return };
         let is_as_before = facts.boot_id == before.boot_id
             && facts.versions == before.versions
@@ -546,6 +557,11 @@ impl Machine {
         {
             standing.is_doubted = true;
         }
+    }
+
+    /// The links are others than before.
+    pub(super) fn note_other_links(&mut self) {
+        self.link_tests.is_calm = false;
     }
 
     /// Links that are not there any more await nothing.

@@ -1,6 +1,6 @@
 //! What is told of a job's place on the ladder to whoever asks. Reads, never changes.
 
-use super::{Better, Goal, Ladder, MOST_CLIMB_SETTLE_MS};
+use super::{Better, Ladder, MOST_CLIMB_SETTLE_MS, rung_of};
 use crate::{
     model::{JobId, Rung},
     recovery::{
@@ -47,10 +47,10 @@ impl Machine {
     pub(in crate::recovery) fn way_up(&self, now: Now, id: JobId) -> Option<WayUp> {
         let job = self.jobs.get(&id)?;
         let (to, since_mono_ms) = job.ladder.better?;
-        let Goal { ranks, mut nodes, links, .. } = Goal::of(job.ladder.ideal.current())?;
+        let (_, ranks, mut nodes) = rung_of(job.ladder.ideal.current())?;
         nodes.extend(job.workers.keys().cloned());
         let held_ms = now.mono_ms.saturating_sub(since_mono_ms);
-        let better = Better { from: job.rung()?, to, nodes, links, ranks, held_ms };
+        let better = Better { from: job.rung()?, to, nodes, ranks, held_ms };
         let load_ms = self.load_ms(job, &better);
         let left_ms = rules::worth_loading_again(
             u64::from(job.record.rows_total - job.done.len()),

@@ -307,7 +307,6 @@ impl Night {
             agent.link_test = None;
             agent.say(now_ms, 5, Up::Tested(request_id, result.clone()));
         }
-        self.excite();
     }
 
     /// Whether the controller keeps to what a boot has.
