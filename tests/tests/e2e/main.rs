@@ -34,6 +34,7 @@ mod plans;
 mod reboots;
 mod reload;
 mod sampling;
+mod screens;
 mod sharded;
 mod soak;
 mod steering;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
             cli::cases(),
             macs::cases(),
             reboots::cases(),
+            screens::cases(),
             plans::cases(),
             worker_units::cases(),
             bad_models::cases(),
