@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nightshift_proto::v1::{Job, JobSpec, Mode};
 use nightshift_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, ClusterBuilder},
     control::rows_done,
     dirs::TestDir,
     mac::{Mac, plug},
@@ -18,9 +18,9 @@ use nightshift_tests::{
 
 use crate::sharded::{self, ONE_AT_A_TIME, spec};
 
-const NEEDS: &[Need] = &[Need::Runtime, Need::Linux, Need::Netns];
+pub(crate) const NEEDS: &[Need] = &[Need::Runtime, Need::Linux, Need::Netns];
 
-const NAMES: [&str; 2] = ["n1", "n2"];
+pub(crate) const NAMES: [&str; 2] = ["n1", "n2"];
 
 /// Rows enough to go down the ladder, to pay for loading again, and to go on for a while.
 const ROWS: usize = 60;
@@ -34,15 +34,19 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![case("cables::down_the_ladder_from_rdma_and_up_again", NEEDS, ladder)]
 }
 
-struct Macs {
-    dir: TestDir,
-    macs: [Mac; 2],
-    cluster: Cluster,
+pub(crate) struct Macs {
+    pub(crate) dir: TestDir,
+    pub(crate) macs: [Mac; 2],
+    pub(crate) cluster: Cluster,
 }
 
 impl Macs {
-    /// Two Macs on one cable, which is ready for RDMA as far as anybody can tell.
-    async fn start(name: &str) -> Self {
+    /// Two Macs on one cable, which is ready for RDMA as far as anybody can tell. `gangs` are lines of that section.
+    pub(crate) async fn start(
+        name: &str,
+        gangs: &str,
+        more: impl FnOnce(ClusterBuilder) -> ClusterBuilder,
+    ) -> Self {
         let dir = TestDir::new(&format!("{name}-macs"));
         let mut macs = NAMES.map(|name| Mac::new(dir.sub(name), name));
         let [a, b] = &mut macs;
@@ -54,17 +58,12 @@ impl Macs {
             mac.apply();
         }
         let recovery = "[recovery]\nclimb_settle_ms = 1000\nstop_grace_ms = 3000\n";
-        let cluster = sharded::builder(name, "link_settle_ms = 500\n", recovery)
+        let builder = sharded::builder(name, &format!("link_settle_ms = 500\n{gangs}"), recovery)
             .memory_budget_mib(AMPLE_MIB)
             .scripted_macs(dir.path())
             .on_a_net()
-            .expect(&[
-                "WARN RDMA over the cable of n1 and n2 did not pass its test*kind=\"link-unproven\"",
-                "WARN the cable of n1 and n2 is down*kind=\"link-down\"",
-            ])
-            .allow(&["WARN *"])
-            .start()
-            .await;
+            .allow(&["WARN *"]);
+        let cluster = more(builder).start().await;
         let macs = Self { dir, macs, cluster };
         macs.add_networks();
         macs
@@ -80,12 +79,17 @@ impl Macs {
         }
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut [Mac; 2])) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut [Mac; 2])) {
         change(&mut self.macs);
         self.macs.iter().for_each(Mac::apply);
     }
 
-    async fn wait_for(&self, job: &Job, what: &str, is_so: impl Fn(&Job) -> bool) -> (Job, String) {
+    pub(crate) async fn wait_for(
+        &self,
+        job: &Job,
+        what: &str,
+        is_so: impl Fn(&Job) -> bool,
+    ) -> (Job, String) {
         let done = rows_done(job);
         let goes_on = |job: &Job| {
             is_so(job) && rows_done(job) > done && job.workers.iter().any(|worker| worker.active_rows > 0)
@@ -96,7 +100,7 @@ impl Macs {
     }
 }
 
-fn assert_told(reasons: &str, parts: &[&str]) {
+pub(crate) fn assert_told(reasons: &str, parts: &[&str]) {
     for part in parts {
         assert!(reasons.contains(part), "{part} in\n{reasons}");
     }
@@ -104,7 +108,11 @@ fn assert_told(reasons: &str, parts: &[&str]) {
 
 async fn ladder() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let mut macs = Macs::start("cables-ladder").await;
+    let told = [
+        "WARN RDMA over the cable of n1 and n2 did not pass its test*kind=\"link-unproven\"",
+        "WARN the cable of n1 and n2 is down*kind=\"link-down\"",
+    ];
+    let mut macs = Macs::start("cables-ladder", "", |builder| builder.expect(&told)).await;
     let input = Input::chat(ROWS, MAX_TOKENS, 20_261_126);
     let asked = JobSpec { mode: Mode::Pipeline.into(), ..spec("cables") };
     let job = macs.cluster.control().submit(asked, input.jsonl()).await;

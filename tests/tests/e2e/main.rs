@@ -27,6 +27,7 @@ mod generic_client;
 mod kills;
 mod ladder;
 mod links;
+mod mac_nights;
 mod macs;
 mod matrix;
 mod memory;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             links::cases(),
             ladder::cases(),
             cables::cases(),
+            mac_nights::cases(),
             matrix::cases(),
             soak::cases(),
             sampling::cases(),
