@@ -127,7 +127,10 @@ impl Machine {
             return step(Some(false), "Failed", message);
         }
         if let Some(message) = told(|word| matches!(word, Word::UnderWay | Word::Awaited)) {
-            return step(Some(false), "BeingTried", message);
+            // One that cannot run workers cannot try links, and says so elsewhere.
+            let can_run = self.nodes.get(id).is_some_and(|node| node.facts.runtime_problem.is_none());
+            let is_done = can_run.then_some(false);
+            return step(is_done, if can_run { "BeingTried" } else { "NotTried" }, message);
         }
         if let Some(message) = told(|word| matches!(word, Word::NotMade(_) | Word::Untried)) {
             return step(None, "NotTried", message);
