@@ -2,6 +2,7 @@
 
 mod boot;
 mod cables;
+mod conditions;
 mod costs;
 mod crashes;
 mod exits;
@@ -11,6 +12,7 @@ mod gpu;
 mod kit;
 mod ladder;
 mod learning;
+mod link_records;
 mod link_tests;
 mod links;
 mod random_nights;

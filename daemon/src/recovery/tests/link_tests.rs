@@ -11,18 +11,18 @@ use super::{
 use crate::{
     model::{Backend, Fault, Incident, LinkKind, LinkPace, NodeId, NodeRecord, Severity},
     recovery::{
-        link_tests::{ANSWER_LIMIT_MS, MOST_NOT_MADE, MOST_WRITTEN},
+        link_tests::{ANSWER_LIMIT_MS, MOST_NOT_MADE},
         *,
     },
 };
 
-const FAST: LinkPace = LinkPace { round_trip_us: 30, bytes_per_s: 8_000_000_000 };
+pub(super) const FAST: LinkPace = LinkPace { round_trip_us: 30, bytes_per_s: 8_000_000_000 };
 
-fn passed() -> LinkTestResult {
+pub(super) fn passed() -> LinkTestResult {
     LinkTestResult::Passed(FAST)
 }
 
-fn failed() -> LinkTestResult {
+pub(super) fn failed() -> LinkTestResult {
     LinkTestResult::Failed("rank 1 did not come".to_owned())
 }
 
@@ -30,14 +30,14 @@ fn not_made() -> LinkTestResult {
     LinkTestResult::NotMade("the runtime is not ready".to_owned())
 }
 
-fn that_tries() -> Kit {
+pub(super) fn that_tries() -> Kit {
     let mut kit = Kit::new();
     kit.tests_links = true;
     kit
 }
 
 /// Nodes of so many gigabytes that can try their links, each cabled to every other.
-fn macs(budgets_gb: &[u64]) -> (Kit, Sessions) {
+pub(super) fn macs(budgets_gb: &[u64]) -> (Kit, Sessions) {
     macs_in(that_tries(), budgets_gb)
 }
 
@@ -50,7 +50,7 @@ fn without_rdma() -> (Kit, Sessions, Vec<Effect>) {
 
 /// One end of a test that was begun.
 #[derive(Clone, PartialEq, Debug)]
-struct Try {
+pub(super) struct Try {
     request_id: u64,
     node: NodeId,
     session: SessionId,
@@ -58,7 +58,7 @@ struct Try {
     gang: Arc<GangLaunch>,
 }
 
-fn tries(effects: &[Effect]) -> Vec<Try> {
+pub(super) fn tries(effects: &[Effect]) -> Vec<Try> {
     let of = |effect: &Effect| match effect {
         Effect::Send { node, session, command: Command::TestLink { request_id, rank, gang, .. } } => {
             Some(Try {
@@ -80,7 +80,7 @@ fn answer(kit: &mut Kit, to: &Try, result: LinkTestResult) -> Vec<Effect> {
 }
 
 /// Both ends answer each test alike, and those that follow, until there are no more; what had happened by then.
-fn answer_all(
+pub(super) fn answer_all(
     kit: &mut Kit,
     mut effects: Vec<Effect>,
     result: &dyn Fn(Backend) -> LinkTestResult,
@@ -95,7 +95,7 @@ fn answer_all(
     seen
 }
 
-fn all_pass(kit: &mut Kit, sessions: &Sessions) {
+pub(super) fn all_pass(kit: &mut Kit, sessions: &Sessions) {
     let effects = kit.wait(100, sessions);
     let _ = answer_all(kit, effects, &|_| passed());
 }
@@ -104,11 +104,11 @@ fn submit(kit: &mut Kit) -> Vec<Effect> {
     kit.tell(Event::JobAccepted(record(1, 10_000)))
 }
 
-fn unproven(kit: &Kit) -> Vec<&Incident> {
+pub(super) fn unproven(kit: &Kit) -> Vec<&Incident> {
     kit.machine.incidents().filter(|incident| incident.fault == Fault::LinkUnproven).collect()
 }
 
-fn record_of(effects: &[Effect], node: &str) -> NodeRecord {
+pub(super) fn record_of(effects: &[Effect], node: &str) -> NodeRecord {
     let of = |effect: &Effect| match effect {
         Effect::RecordNode(record) if record.id.as_str() == node => Some(record.clone()),
         _ => None,
@@ -317,39 +317,6 @@ fn only_the_answer_to_the_newest_test_over_the_connection_that_was_asked_counts(
 }
 
 #[test]
-fn what_has_passed_is_remembered_for_the_boot_and_the_versions_it_passed_in() {
-    let (mut kit, sessions) = macs(&[60, 60]);
-    let effects = kit.wait(100, &sessions);
-    let effects = answer_all(&mut kit, effects, &|_| passed());
-    let of_a = record_of(&effects, "a");
-    let of_b = NodeRecord { id: "b".into(), links: Vec::new(), ..of_a.clone() };
-    let nodes = || vec![of_a.clone(), of_b.clone()];
-    let kinds: Vec<LinkKind> = of_a.links.iter().map(|link| link.kind).collect();
-    assert_eq!(kinds, [LinkKind::Rdma, LinkKind::Thunderbolt]);
-    assert_eq!((of_a.links[0].pace, of_a.links[0].best), (Some(FAST), Some(FAST)));
-
-    type Change = fn(&mut NodeFacts);
-    let rows: [(Change, usize); 4] = [
-        (|_| {}, 0),
-        (|facts| facts.boot_id = "boot-2".to_owned(), 2),
-        (|facts| facts.versions.runtime = "MLX 0.33.0, mlx-lm 0.33.0".to_owned(), 2),
-        (|facts| facts.versions.os = "macOS 25G80".to_owned(), 2),
-    ];
-    for (index, (how, begun)) in rows.into_iter().enumerate() {
-        for end in ["a", "b"] {
-            let mut next = that_tries();
-            next.machines = kit.machines.clone();
-            how(next.machines.get_mut(end).unwrap());
-            let _ =
-                next.tell(Event::Started { jobs: vec![], nodes: nodes(), repairs: vec![], remains: vec![] });
-            let alive: Sessions = ["a", "b"].map(|name| (name, next.connect(name).0)).to_vec();
-            let effects = next.wait(30_000, &alive);
-            assert_eq!(tries(&effects).len(), begun, "row {index}, {end}");
-        }
-    }
-}
-
-#[test]
 fn a_gang_that_stands_has_tried_its_links() {
     let (mut kit, sessions) = cluster_in(that_tries(), &[60, 60]);
     let mut effects = submit(&mut kit);
@@ -506,25 +473,6 @@ fn a_cable_that_is_out_is_not_unproven() {
 }
 
 #[test]
-fn a_controller_that_starts_anew_tries_again_what_did_not_pass() {
-    let (mut kit, sessions) = macs(&[60, 60]);
-    let effects = kit.wait(100, &sessions);
-    let effects = answer_all(&mut kit, effects, &|_| failed());
-    let mut next = that_tries();
-    next.machines = kit.machines.clone();
-    let incidents = unproven(&kit).into_iter().cloned().rev().collect();
-    let _ = next.tell(Event::Remembered { models: vec![], incidents });
-    let nodes = vec![record_of(&effects, "a")];
-    let _ = next.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
-    assert!(unproven(&next).iter().all(|incident| incident.outcome == "the controller was started anew"));
-    let alive: Sessions = ["a", "b"].map(|name| (name, next.connect(name).0)).to_vec();
-    let effects = next.wait(100, &alive);
-    let _ = answer_all(&mut next, effects, &|_| failed());
-    let times: Vec<u32> = unproven(&next).iter().map(|incident| incident.times).collect();
-    assert_eq!(times, [2, 2], "these are the same incidents");
-}
-
-#[test]
 fn a_mac_that_is_back_in_another_boot_is_not_planned_for_before_its_cable_has_passed() {
     let (mut kit, sessions) = macs(&[60, 60]);
     all_pass(&mut kit, &sessions);
@@ -540,151 +488,4 @@ fn agents_that_cannot_try_links_are_not_waited_for() {
     let (mut kit, sessions) = macs_in(Kit::new(), &[60, 60]);
     let effects = [submit(&mut kit), kit.wait(2_100, &sessions)].concat();
     assert_eq!((tries(&effects).len(), launches(&effects).len()), (0, 1));
-}
-
-#[test]
-fn of_many_links_those_tried_longest_ago_are_not_written_down() {
-    let mut kit = that_tries();
-    let (first, second): (NodeId, NodeId) = ("a".into(), "b".into());
-    let links = (0..2 * MOST_WRITTEN as u64).map(|number| crate::model::LinkRecord {
-        tried_unix_ms: number + 1,
-        ..crate::model::LinkRecord::new(NodeId::from(format!("old{number}").as_str()), LinkKind::Rdma)
-    });
-    let node = |id: &NodeId, links| NodeRecord {
-        id: id.clone(),
-        draining: false,
-        last_seen_unix_ms: kit.now.unix_ms,
-        boot_id: String::new(),
-        gpu_faults_unix_ms: Vec::new(),
-        quarantine: None,
-        links,
-        restarts: Vec::new(),
-    };
-    let nodes = vec![node(&first, links.collect()), node(&second, Vec::new())];
-    let _ = kit.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
-    let (mut kit, sessions) = macs_in(kit, &[60, 60]);
-    let effects = kit.wait(100, &sessions);
-    let effects = answer_all(&mut kit, effects, &|_| passed());
-    let names: Vec<String> =
-        record_of(&effects, "a").links.iter().map(|link| link.other.to_string()).collect();
-    assert_eq!((names.len(), &names[..2]), (MOST_WRITTEN, &["b".to_owned(), "b".to_owned()][..]));
-    assert!(!names.contains(&"old0".to_owned()), "{names:?}");
-}
-
-/// A store takes values of 6 KiB, less what seals them.
-#[test]
-fn the_largest_record_of_a_node_can_be_written_down() {
-    let name = |number: usize| NodeId::from(format!("{number:063}").as_str());
-    let pace = Some(LinkPace { round_trip_us: 30_000_000, bytes_per_s: 999_999_999_999 });
-    let link = |number| crate::model::LinkRecord {
-        other: name(number),
-        kind: LinkKind::Thunderbolt,
-        tried_unix_ms: 1_795_654_800_000,
-        passed_in: Some(u32::MAX),
-        pace,
-        best: pace,
-    };
-    let refusal = crate::model::Restart {
-        cause: crate::model::RestartCause::RdmaStartsUsedUp,
-        boot_id: "b".repeat(100),
-        asked_unix_ms: 1_795_654_800_000,
-        outcome: crate::model::RestartOutcome::Refused("r".repeat(250)),
-    };
-    let record = NodeRecord {
-        id: name(0),
-        draining: true,
-        last_seen_unix_ms: 1_795_654_800_000,
-        boot_id: "b".repeat(100),
-        gpu_faults_unix_ms: vec![1_795_654_800_000; 3],
-        quarantine: Some(crate::model::Quarantine {
-            until_unix_ms: 1_795_654_800_000,
-            reason: "q".repeat(100),
-        }),
-        links: (0..MOST_WRITTEN).map(link).collect(),
-        restarts: vec![refusal; 6],
-    };
-    let bytes = serde_json::to_vec(&record).unwrap().len();
-    assert!(bytes <= 6 * 1_024 - 64, "{bytes}");
-}
-
-/// The conditions of a node's way back: of each its name, whether it holds, and its reason.
-fn way_back(kit: &Kit, node: &str) -> Vec<(&'static str, Option<bool>, &'static str)> {
-    let steps = kit.machine.way_back(kit.now, &node.into());
-    steps.into_iter().map(|step| (step.kind, step.is_done, step.reason)).collect()
-}
-
-fn message(kit: &Kit, node: &str, kind: &str) -> String {
-    let steps = kit.machine.way_back(kit.now, &node.into());
-    steps.into_iter().find(|step| step.kind == kind).map(|step| step.message).unwrap()
-}
-
-#[test]
-fn a_node_comes_back_step_by_step() {
-    let (mut kit, sessions) = macs(&[60, 60]);
-    let begun = kit.wait(100, &sessions);
-    let (alike, prepared) =
-        (("VersionsAlike", Some(true), "Alike"), ("LinksPrepared", Some(true), "Prepared"));
-    let being_tried = [("LinksProven", Some(false), "BeingTried"), ("Rejoined", Some(false), "BeingTried")];
-    assert_eq!(way_back(&kit, "a"), [&[alike, prepared][..], &being_tried].concat());
-    let text = "RDMA over the cable of a and b is being tried; the cable of a and b is to be tried";
-    assert_eq!(message(&kit, "a", "Rejoined"), text);
-    let effects = answer_all(&mut kit, begun, &|_| passed());
-    let done = [("LinksProven", Some(true), "Passed"), ("Rejoined", Some(true), "Done")];
-    assert_eq!(way_back(&kit, "a"), [&[alike, prepared][..], &done].concat());
-    drop(effects);
-
-    // An update reaches one of the two.
-    kit.machines.get_mut("a").unwrap().versions.os = "macOS 25F70".to_owned();
-    let first = ("a", kit.connect("a").0);
-    kit.machines.get_mut("b").unwrap().versions.os = "macOS 25G80".to_owned();
-    kit.machines.get_mut("b").unwrap().boot_id = "boot-2".to_owned();
-    let second = ("b", kit.connect("b").0);
-    assert_eq!(tries(&kit.wait(20_000, &[first, second])), [], "they make no gang as they are");
-    let differ = [("VersionsAlike", Some(false), "Differ"), ("Rejoined", Some(false), "Differ")];
-    assert_eq!([way_back(&kit, "b")[0], way_back(&kit, "b")[3]], differ);
-    let text = "it runs macOS 25G80, and macOS 25F70 on a: they make no gang until they are alike";
-    assert_eq!(message(&kit, "b", "VersionsAlike"), text);
-    // And then the other one.
-    kit.machines.get_mut("a").unwrap().versions.os = "macOS 25G80".to_owned();
-    kit.machines.get_mut("a").unwrap().boot_id = "boot-2".to_owned();
-    let first = ("a", kit.connect("a").0);
-    let begun = kit.wait(100, &[first, second]);
-    assert_eq!(way_back(&kit, "b")[3], ("Rejoined", Some(false), "BeingTried"));
-    let _ = answer_all(&mut kit, begun, &|_| failed());
-    assert_eq!(
-        way_back(&kit, "b")[2..],
-        [("LinksProven", Some(false), "Failed"), ("Rejoined", Some(false), "Failed")]
-    );
-
-    // The bridge takes the port of the other.
-    let _ = change(&mut kit, "a", |facts| {
-        facts.interfaces[1].addresses.clear();
-        facts.thunderbolt.ports[0].bridged = Some(true);
-        facts.thunderbolt.ports[0].bridge = Some("en4".to_owned());
-    });
-    let not_prepared =
-        [("LinksPrepared", Some(false), "NotPrepared"), ("Rejoined", Some(false), "NotPrepared")];
-    assert_eq!(way_back(&kit, "b")[1..], not_prepared);
-    assert!(
-        message(&kit, "b", "LinksPrepared")
-            .starts_with("the cable to a carries no gang yet: en4 of a has taken en4")
-    );
-}
-
-#[test]
-fn what_keeps_a_node_from_work_keeps_it_from_having_rejoined_and_a_node_alone_has_no_steps() {
-    let (mut kit, sessions) = macs(&[60, 60]);
-    all_pass(&mut kit, &sessions);
-    let _ = kit.tell(Event::Drain { node: "a".into(), drain: true });
-    assert_eq!(way_back(&kit, "a")[3], ("Rejoined", Some(false), "TakesNoWork"));
-    assert_eq!(message(&kit, "a", "Rejoined"), "it is drained");
-    let _ = kit.tell(Event::SessionLost { node: "b".into(), session: sessions[1].1 });
-    assert_eq!(way_back(&kit, "b")[0], ("VersionsAlike", None, "NoSession"));
-
-    let (kit, _) = cluster_in(that_tries(), &[60]);
-    assert_eq!(way_back(&kit, "a"), []);
-    let (mut kit, sessions) = macs_in(Kit::new(), &[60, 60]);
-    let _ = kit.wait(100, &sessions);
-    let told = [("LinksProven", None, "NotTried"), ("Rejoined", Some(true), "Done")];
-    assert_eq!(way_back(&kit, "a")[2..], told, "an agent that cannot try keeps nobody");
 }
