@@ -10,7 +10,7 @@ use crate::{
     model::{Cable, JobId, JobState, NodeId, Stranger, Thunderbolt, said_once},
     planner::{Interface, NodePorts, cables, strangers},
     recovery::{MayRestart, RefusedRequest, Ruling},
-    rpc::{cables as rpc_cables, convert},
+    rpc::{cables as rpc_cables, nodes},
 };
 
 /// Clocks further apart than this make the times of a night's events hard to read; NTP keeps them within some milliseconds.
@@ -123,7 +123,7 @@ fn of_node(seen: &Seen<'_>) -> v1::NodeDiagnosis {
             format!("see that {} is on and `cluster-agent` runs there", seen.node),
         ),
     }];
-    checks.push(match convert::runtime_problem(seen.runtime) {
+    checks.push(match nodes::runtime_problem(seen.runtime) {
         None => check("runtime", v1::CheckLevel::Ok, "the Python runtime is ready", ""),
         Some(problem) => {
             // The agent's words end with what to do, for whoever reads only them.

@@ -13,7 +13,7 @@ use crate::{
     intake::Staged,
     model::{Epoch, JobId, JobRecord, JobSpec, JobState, NodeId, Work},
     recovery::{Event, RefusedRequest, Ruling, SessionId},
-    rpc::{cables, convert, plan::PlanView},
+    rpc::{cables, convert, nodes, plan::PlanView},
 };
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -202,7 +202,7 @@ impl Driver {
         }
         let mut queue = VecDeque::new();
         self.send_body(&node, session, ToAgent::Welcome(welcome), &mut queue);
-        let facts = convert::node_facts(&hello);
+        let facts = nodes::node_facts(&hello);
         let workers = hello.workers.iter().map(convert::reported_worker).collect();
         self.apply(Event::Hello { node, session, facts, workers }, &[]).await;
         for event in queue {
@@ -227,11 +227,11 @@ impl Driver {
             FromAgent::SpoolReplayed(_) => self.apply(Event::SpoolReplayed { node, session }, &[]).await,
             FromAgent::Observation(observation) => {
                 let display = self.displays.entry(node.clone()).or_default();
-                let memory = convert::memory(Some(&observation), display.memory_budget_bytes);
-                let interfaces = convert::interfaces(Some(&observation));
+                let memory = nodes::memory(Some(&observation), display.memory_budget_bytes);
+                let interfaces = nodes::interfaces(Some(&observation));
                 let thunderbolt = cables::thunderbolt(Some(&observation));
-                let boot = convert::boot(Some(&observation));
-                let may_restart = convert::may_restart(Some(&observation));
+                let boot = nodes::boot(Some(&observation));
+                let may_restart = nodes::may_restart(Some(&observation));
                 display.observation = Some(observation);
                 let observed = Event::Observed { node, memory, interfaces, thunderbolt, boot, may_restart };
                 self.apply(observed, &[]).await;

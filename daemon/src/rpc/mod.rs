@@ -4,6 +4,7 @@
 pub(crate) mod cables;
 mod control;
 pub(crate) mod convert;
+pub(crate) mod nodes;
 pub(crate) mod plan;
 mod serve;
 mod session;
