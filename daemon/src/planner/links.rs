@@ -161,11 +161,10 @@ pub fn meeting_networks(interfaces: &[Interface], thunderbolt: &Thunderbolt) -> 
         };
         thunderbolt.ports.iter().any(of_port)
     };
-    let others: Vec<Interface> =
-        interfaces.iter().filter(|interface| !is_port(&interface.name)).cloned().collect();
+    let others = interfaces.iter().filter(|interface| !is_port(&interface.name));
     let is_met_at =
         |network: &Network| matches!(network.address, IpAddr::V4(address) if address.is_private());
-    networks(&others).filter(is_met_at).collect()
+    networks(others).filter(is_met_at).collect()
 }
 
 /// An address of one node at which all of these others find it, of the networks that each is on; every address is one node's alone.
@@ -195,8 +194,8 @@ pub fn in_sight(of: &[Interface], from: &[Interface]) -> Vec<IpAddr> {
 }
 
 /// The addresses that a machine has towards others, with their subnets.
-fn networks(interfaces: &[Interface]) -> impl Iterator<Item = Network> {
-    let towards_others = interfaces.iter().filter(|interface| interface.usable && !interface.loopback);
+fn networks<'a>(interfaces: impl IntoIterator<Item = &'a Interface>) -> impl Iterator<Item = Network> {
+    let towards_others = interfaces.into_iter().filter(|interface| interface.usable && !interface.loopback);
     towards_others.flat_map(|interface| &interface.addresses).filter_map(|text| Network::parse(text).ok())
 }
 

@@ -85,8 +85,8 @@ impl Machine {
     }
 
     /// How fast it ran, each way that is known.
-    pub(super) fn measurements(&self, fingerprint: &str) -> Vec<Measurement> {
-        self.learned(fingerprint).map(|model| model.measurements.clone()).unwrap_or_default()
+    pub(super) fn measurements(&self, fingerprint: &str) -> &[Measurement] {
+        self.learned(fingerprint).map_or(&[], |model| &model.measurements)
     }
 
     /// Keeps the answer of a whole model that is on no record yet, and says so when it is not the one on record.

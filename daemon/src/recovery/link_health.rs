@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     damping::Penalty, effect::StopMode, event::Now, incidents::Opening, ladder::span, machine::Machine,
-    state::StopReason,
+    rules::Policy, state::StopReason,
 };
 use crate::model::{
     Cable, CableClass, CableEnd, Epoch, Fault, JobId, Link, LinkKind, LinkName, NodeId, Reason, Severity,
@@ -44,6 +44,32 @@ pub(super) struct LinkHealth {
     links: BTreeMap<LinkName, Health>,
     /// Of the links that are there: which are not relied on now.
     unsettled: Vec<LinkName>,
+}
+
+impl Health {
+    /// How long the link has to hold yet; 0 for one that is relied on.
+    fn settles_in_ms(&self, now: Now, policy: &Policy) -> u64 {
+        let left_alone_ms = self.left_alone_ms(now, policy);
+        if !self.has_failed {
+            return left_alone_ms;
+        }
+        let settle_ms = self.penalty.settle_ms(
+            now.mono_ms,
+            policy.penalty_half_life_ms,
+            policy.link_settle_ms,
+            policy.most_settle_ms,
+        );
+        let since = self.up_since_mono_ms.unwrap_or(now.mono_ms);
+        (since + settle_ms).saturating_sub(now.mono_ms).max(left_alone_ms)
+    }
+
+    /// How long RDMA is left alone yet over which a gang was lost.
+    fn left_alone_ms(&self, now: Now, policy: &Policy) -> u64 {
+        let Some(since) = self.gang_lost_mono_ms else { return 0 };
+        let (half_life_ms, base_ms) = (policy.penalty_half_life_ms, policy.rdma_settle_ms);
+        let settle_ms = self.gangs_lost.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_RDMA_SETTLE_MS);
+        (since + settle_ms).saturating_sub(now.mono_ms)
+    }
 }
 
 impl Machine {
@@ -121,10 +147,10 @@ impl Machine {
         let unsettled: Vec<LinkName> = self
             .link_health
             .links
-            .keys()
-            .filter(|name| self.settles_in_ms(now, name) > 0)
-            .filter(|name| self.is_there(name))
-            .cloned()
+            .iter()
+            .filter(|(_, health)| health.settles_in_ms(now, &self.policy) > 0)
+            .filter(|(name, _)| self.is_there(name))
+            .map(|(name, _)| name.clone())
             .collect();
         if unsettled == self.link_health.unsettled {
             return;
@@ -148,27 +174,11 @@ impl Machine {
 
     /// How long a link has to hold yet; 0 for one that is relied on.
     pub(super) fn settles_in_ms(&self, now: Now, name: &LinkName) -> u64 {
-        let policy = &self.policy;
-        let Some(health) = self.link_health.links.get(name).filter(|health| health.has_failed) else {
-            return self.left_alone_ms(now, name);
-        };
-        let settle_ms = health.penalty.settle_ms(
-            now.mono_ms,
-            policy.penalty_half_life_ms,
-            policy.link_settle_ms,
-            policy.most_settle_ms,
-        );
-        let since = health.up_since_mono_ms.unwrap_or(now.mono_ms);
-        (since + settle_ms).saturating_sub(now.mono_ms).max(self.left_alone_ms(now, name))
+        self.link_health.links.get(name).map_or(0, |health| health.settles_in_ms(now, &self.policy))
     }
 
-    /// How long RDMA is left alone yet over which a gang was lost.
     fn left_alone_ms(&self, now: Now, name: &LinkName) -> u64 {
-        let lost = |health: &Health| Some((health.gang_lost_mono_ms?, health.gangs_lost));
-        let Some((since, gangs_lost)) = self.link_health.links.get(name).and_then(lost) else { return 0 };
-        let (half_life_ms, base_ms) = (self.policy.penalty_half_life_ms, self.policy.rdma_settle_ms);
-        let settle_ms = gangs_lost.settle_ms(now.mono_ms, half_life_ms, base_ms, MOST_RDMA_SETTLE_MS);
-        (since + settle_ms).saturating_sub(now.mono_ms)
+        self.link_health.links.get(name).map_or(0, |health| health.left_alone_ms(now, &self.policy))
     }
 
     /// Whether a link is to hold yet.

@@ -333,8 +333,7 @@ fn is_cable(link: &Link) -> bool {
 
 /// Where two ranks over RDMA arrange how they talk: at an address of the first.
 fn meeting_place(a: &Node, b: &Node) -> Option<core::net::IpAddr> {
-    let networks = |node: &Node| planner::meeting_networks(&node.facts.interfaces, &node.facts.thunderbolt);
-    planner::meeting_place(&networks(a), &[&networks(b)])
+    planner::meeting_place(&a.networks, &[&b.networks])
 }
 
 /// How a link is called in evidence.

@@ -138,6 +138,14 @@ impl Models {
 }
 
 impl Job {
+    fn known(&self, sought: Sought) -> &KnownLayout {
+        match sought {
+            Sought::Own => &self.layout,
+            Sought::Fallback => &self.ladder.fallback,
+            Sought::Ideal => &self.ladder.ideal,
+        }
+    }
+
     fn known_mut(&mut self, sought: Sought) -> &mut KnownLayout {
         match sought {
             Sought::Own => &mut self.layout,
@@ -216,8 +224,11 @@ impl Machine {
         }
     }
 
-    /// Links between nodes, derived anew whenever what they say of their interfaces has changed.
+    /// Links between nodes and where these can be met, derived anew whenever what they say of their interfaces has changed.
     pub(super) fn refresh_links(&mut self, now: Now) {
+        for node in self.nodes.values_mut() {
+            node.networks = planner::meeting_networks(&node.facts.interfaces, &node.facts.thunderbolt);
+        }
         let interfaces: Vec<NodeInterfaces> = self
             .nodes
             .values()
@@ -370,7 +381,7 @@ impl Machine {
                     candidates.push(Candidate {
                         node: node.id.clone(),
                         budget_bytes,
-                        networks: planner::meeting_networks(&node.facts.interfaces, &node.facts.thunderbolt),
+                        networks: node.networks.clone(),
                     });
                 }
                 (Some((_, Said::Has { .. } | Said::Nothing)), _) | (None, _) => {}
@@ -412,6 +423,33 @@ impl Machine {
         }
     }
 
+    fn choose_layout(&self, now: Now, basis: &Basis, facts: &ModelFacts) -> Layout {
+        let links = self.settled_links();
+        let choose_over = |links: &[Link]| {
+            planner::choose(&Question {
+                facts,
+                load: basis.load,
+                wish: basis.wish,
+                candidates: &basis.candidates,
+                links,
+                measurements: self.measurements(&basis.fingerprint),
+                most_gangs: basis.candidates.len(),
+            })
+        };
+        let without = self.unmet.avoided(&links).map(|links| choose_over(&links));
+        let mut answer = match without {
+            Some(mut answer) if !matches!(answer.choice, Choice::Refused { .. }) => {
+                answer.reasons.extend(self.unmet.reasons());
+                answer
+            }
+            _ => choose_over(&links),
+        };
+        if basis.wish.asked_for().is_some() || !matches!(answer.choice, Choice::Independent(_)) {
+            answer.reasons.extend(self.unused_links(now, &basis.nodes()));
+        }
+        layout_from(answer, facts, &basis.unknown)
+    }
+
     fn layout_on(
         &mut self,
         now: Now,
@@ -420,51 +458,27 @@ impl Machine {
         basis: Basis,
         facts: &ModelFacts,
     ) -> Arc<Layout> {
-        let settle_ms = self.policy.gang_settle_ms;
         let wish = basis.wish;
-        let measurements = self.measurements(&basis.fingerprint);
-        let links = self.settled_links();
-        let candidates: BTreeSet<NodeId> =
-            basis.candidates.iter().map(|candidate| candidate.node.clone()).collect();
-        let unused = self.unused_links(now, &candidates);
-        let Some(known) = self.jobs.get_mut(&id).map(|job| job.known_mut(sought)) else {
-            return Arc::default();
-        };
+        let Some(known) = self.jobs.get(&id).map(|job| job.known(sought)) else { return Arc::default() };
         let is_same = known.basis.as_ref() == Some(&basis);
-        if !is_same || known.measurements != measurements {
-            let choose_over = |links: &[Link]| {
-                planner::choose(&Question {
-                    facts,
-                    load: basis.load,
-                    wish: basis.wish,
-                    candidates: &basis.candidates,
-                    links,
-                    measurements: &measurements,
-                    most_gangs: basis.candidates.len(),
-                })
-            };
-            let without = self.unmet.avoided(&links).map(|links| choose_over(&links));
-            let mut answer = match without {
-                Some(mut answer) if !matches!(answer.choice, Choice::Refused { .. }) => {
-                    answer.reasons.extend(self.unmet.reasons());
-                    answer
-                }
-                _ => choose_over(&links),
-            };
-            if wish.asked_for().is_some() || !matches!(answer.choice, Choice::Independent(_)) {
-                answer.reasons.extend(unused.clone());
-            }
-            let layout = Arc::new(layout_from(answer, facts, &basis.unknown));
+        if !is_same || known.measurements != self.measurements(&basis.fingerprint) {
             let since_mono_ms = if is_same { known.since_mono_ms } else { now.mono_ms };
-            *known = KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };
+            let layout = Arc::new(self.choose_layout(now, &basis, facts));
+            let measurements = self.measurements(&basis.fingerprint).to_vec();
+            if let Some(job) = self.jobs.get_mut(&id) {
+                *job.known_mut(sought) =
+                    KnownLayout { basis: Some(basis), measurements, since_mono_ms, layout };
+            }
         }
+        let Some(known) = self.jobs.get(&id).map(|job| job.known(sought)) else { return Arc::default() };
         let (layout, since_mono_ms) = (Arc::clone(&known.layout), known.since_mono_ms);
         if sought == Sought::Ideal {
             // It must hold for longer than this anyway.
             return layout;
         }
         // Nodes come one after another: what would be sharded over the first two may fit the third whole.
-        if matches!(*layout, Layout::Gangs { .. }) && now.mono_ms < since_mono_ms + settle_ms {
+        let settled_mono_ms = since_mono_ms + self.policy.gang_settle_ms;
+        if matches!(*layout, Layout::Gangs { .. }) && now.mono_ms < settled_mono_ms {
             let why = "the nodes have only just been seen; a moment is waited for others";
             return Arc::new(Layout::Pending(Reason::new("settling", why)));
         }
@@ -473,6 +487,7 @@ impl Machine {
             (Wish::Prefer(_), Layout::Independent { .. }) => true,
             _ => false,
         };
+        let candidates = known.basis.as_ref().map(Basis::nodes).unwrap_or_default();
         // A gang over less than it could have would be loaded twice, and what cannot run yet may in a moment.
         if (is_lower || matches!(*layout, Layout::Gangs { .. } | Layout::Refused(_)))
             && let Some(reason) = self.waits_for_test(&candidates)
@@ -482,6 +497,12 @@ impl Machine {
         let waits_for =
             is_lower.then(|| self.worth_waiting_for(now, id, &candidates, since_mono_ms)).flatten();
         waits_for.map_or(layout, |reason| Arc::new(Layout::Pending(reason)))
+    }
+}
+
+impl Basis {
+    fn nodes(&self) -> BTreeSet<NodeId> {
+        self.candidates.iter().map(|candidate| candidate.node.clone()).collect()
     }
 }
 

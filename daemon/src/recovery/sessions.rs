@@ -413,6 +413,7 @@ impl Node {
         Self {
             id,
             facts: NodeFacts::default(),
+            networks: Vec::new(),
             draining: false,
             session: None,
             last_heard_mono_ms: None,

@@ -20,9 +20,12 @@ use super::{
     silence::Silence,
     windows::Closed,
 };
-use crate::model::{
-    Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, Restart, RowIx, RowSet,
-    Rung, WorkerKey,
+use crate::{
+    model::{
+        Checkpoint, Epoch, JobId, JobRecord, JobState, Launch, NodeId, Plan, Quarantine, Restart, RowIx,
+        RowSet, Rung, WorkerKey,
+    },
+    planner::Network,
 };
 
 /// A node, seen or remembered.
@@ -32,6 +35,8 @@ pub struct Node {
     pub id: NodeId,
     /// What it said of itself when it last connected.
     pub facts: NodeFacts,
+    /// Networks in which it can be met apart from cables, of these facts.
+    pub(super) networks: Vec<Network>,
     /// Told to take no work.
     pub draining: bool,
     /// Its connection, if it has one.
