@@ -119,6 +119,7 @@ pub(crate) struct Night {
     /// What was asked for, by whoever asked.
     jobs: BTreeMap<JobId, JobSpec>,
     next_job: u64,
+    is_traced: bool,
     pub(crate) trace: Vec<String>,
     pub(crate) totals: Totals,
 }
@@ -138,7 +139,7 @@ fn short(event: &Event) -> String {
 }
 
 impl Night {
-    pub(crate) fn new(seed: u64, planted: Planted) -> Self {
+    pub(crate) fn new(seed: u64, planted: Planted, is_traced: bool) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::of(seed, &mut rng);
         let agents = plan.nodes.iter().enumerate().map(|(number, (id, budget_gb))| {
@@ -177,6 +178,7 @@ impl Night {
             told: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 1,
+            is_traced,
             trace: Vec::new(),
             totals: Totals::default(),
             plan,
@@ -185,6 +187,9 @@ impl Night {
     }
 
     fn note(&mut self, text: impl FnOnce() -> String) {
+        if !self.is_traced {
+            return;
+        }
         let (seconds, ms) = (self.now_ms / 1_000, self.now_ms % 1_000);
         self.trace.push(format!("{seconds:>7}.{ms:03} {}", text()));
     }
