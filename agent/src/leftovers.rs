@@ -2,6 +2,8 @@
 //!
 //! A process is one of ours only if its pid **and** its start time are those of the record, and the record is of this
 //! boot. Where only the leader is gone, the rest of its group is left alone: its number alone proves nothing.
+//!
+//! A test of a link is ended like a worker, and nobody is told: no job waits for it, and its answer went with the session.
 
 use std::{
     io,
@@ -13,7 +15,7 @@ use nightshift_proto::v1;
 use nix::sys::signal::Signal;
 
 use crate::{
-    sys,
+    link_test, sys,
     worker::{
         process::Group,
         record::{self, Record},
@@ -40,7 +42,7 @@ pub struct Error {
 }
 
 /// Ends all leftovers recorded in `dir` and removes their records. What is returned is to be told to the controller, a
-/// worker that had ended by itself included. Blocks for [`GRACE`] and a little at most.
+/// worker that had ended by itself included and tests of links not. Blocks for [`GRACE`] and a little at most.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -80,7 +82,9 @@ pub fn end_all(dir: &Path, boot_id: Option<&str>, grace: Duration) -> Result<Vec
             continue;
         }
         remove(&path);
-        departures.push(departure(&record, how, boot_id));
+        if record.job_id != link_test::NO_JOB {
+            departures.push(departure(&record, how, boot_id));
+        }
     }
     Ok(departures)
 }
@@ -180,6 +184,21 @@ mod tests {
             said,
             ["its agent was gone; it was ended by SIGKILL", "its agent was gone; it was ended by SIGTERM"]
         );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_test_is_ended_and_nobody_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut test = process(":");
+        let record = Record { job_id: link_test::NO_JOB, ..record_of(&test) };
+        record::write(dir.path(), &record).unwrap();
+        let gone = Record { epoch: record.epoch + 1, boot_id: Some("a".into()), ..record };
+        record::write(dir.path(), &gone).unwrap();
+        // Somebody has to collect it, as init does for orphans.
+        let ended = thread::spawn(move || test.wait().unwrap());
+        assert_eq!(end_all(dir.path(), Some("b"), GRACE).unwrap().len(), 0);
+        assert!(!ended.join().unwrap().success());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -5,15 +5,21 @@
 //! made; a test over RDMA is one of the starts of this boot ([`starts`](crate::gang::starts)), counted before it is made.
 
 use std::{
-    io,
     os::unix::process::ExitStatusExt as _,
+    process::ExitStatus,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nightshift_proto::v1::{self, ExitClass, LinkTestOutcome};
 use nix::sys::signal::Signal;
-use tokio::{io::AsyncWriteExt as _, time::timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, ChildStdin},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     gang::{self, Launch},
@@ -25,8 +31,12 @@ use crate::{
         log,
         process::{Group, Process},
         protocol::{Command, Event, Fatal, GangInit, Measured},
+        reader::Reader,
     },
 };
+
+/// The job of tests. Jobs begin at 1, so that no worker has the name of one.
+pub const NO_JOB: u64 = 0;
 
 /// Where the controller names no limit: Python and MLX are imported in seconds, even on a machine that is busy, and then the ranks
 /// have half a minute to meet and a quarter for the sums.
@@ -37,6 +47,9 @@ const MAX_LIMIT: Duration = Duration::from_secs(300);
 
 /// Once the process has closed its output, for it to be gone.
 const LAST_LIMIT: Duration = Duration::from_secs(5);
+
+/// For what was killed to be gone, and again for the end of its log. It takes milliseconds; what hangs in the kernel is not waited for.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A test that can be made.
 #[derive(Debug)]
@@ -63,8 +76,7 @@ pub fn plan(test: &v1::TestLink, runtime: &runtime::Status, node: gang::Node<'_>
     if gang.world_size != 2 {
         return Err(format!("a link is tried by two ranks, and the command names {}", gang.world_size));
     }
-    // Jobs begin at 1, so that no worker has this name.
-    let key = Key { job_id: 0, epoch: test.request_id, rank: test.rank };
+    let key = Key { job_id: NO_JOB, epoch: test.request_id, rank: test.rank };
     let launch = gang::prepare(gang, key, node)?;
     let limit = match test.limit_ms {
         0 => DEFAULT_LIMIT,
@@ -79,117 +91,159 @@ pub fn not_made(request_id: u64, problem: String) -> v1::LinkTested {
     v1::LinkTested { request_id, outcome: LinkTestOutcome::NotMade.into(), problem, ..Default::default() }
 }
 
-/// Sees a started rank to its end. Dropped before, it ends the process.
-pub async fn run(planned: Planned, process: io::Result<Process>, log: Source) -> v1::LinkTested {
+/// Sees a started rank to its end. `None` when `stop` was cancelled before. Whichever it is, its process is gone then; dropped
+/// before, be it at once, this ends it.
+pub fn run(
+    planned: Planned,
+    process: Process,
+    log: Arc<Source>,
+    stop: CancellationToken,
+) -> impl Future<Output = Option<v1::LinkTested>> + Send {
     let Planned { request_id, launch, limit, .. } = planned;
-    let process = match process {
-        Ok(process) => process,
-        Err(error) => return not_made(request_id, format!("the process could not be started: {error}")),
-    };
-    let ended = timeout(limit, converse(process, &launch.init, log)).await.unwrap_or_else(|_| {
-        let limit_s = limit.as_secs_f64();
-        End {
-            measured: None,
-            why: Some((ExitClass::Apart, format!("it was not done within {limit_s:.0} s"))),
-        }
-    });
-    ended.answer(request_id)
-}
-
-/// How a test ended.
-#[derive(Debug)]
-struct End {
-    measured: Option<Measured>,
-    /// What went wrong.
-    why: Option<(ExitClass, String)>,
-}
-
-impl End {
-    fn answer(self, request_id: u64) -> v1::LinkTested {
-        match (self.measured, self.why) {
-            (Some(Measured { round_trip_us, bytes_per_s }), None) => v1::LinkTested {
-                request_id,
-                outcome: LinkTestOutcome::Passed.into(),
-                problem: String::new(),
-                round_trip_us,
-                bytes_per_s,
-            },
-            (_, why) => {
-                let (class, problem) =
-                    why.unwrap_or((ExitClass::Crashed, "it ended without a word".to_owned()));
-                let outcome = match class {
-                    ExitClass::LinkFault | ExitClass::Apart | ExitClass::CanaryFailed => {
-                        LinkTestOutcome::Failed
-                    }
-                    _ => LinkTestOutcome::NotMade,
-                };
-                v1::LinkTested { request_id, outcome: outcome.into(), problem, ..Default::default() }
+    let mut rank = Rank::new(process, log);
+    async move {
+        tokio::select! {
+            ended = rank.see_out(&launch.init, limit) => Some(answer(request_id, ended)),
+            () = stop.cancelled() => {
+                rank.end().await;
+                None
             }
         }
     }
 }
 
-/// Ends what is left of a test with it. No model is in memory, so there is nothing to be gentle with.
-struct Left(Option<Group>);
+/// How a test ended: with what was measured, or with what went wrong.
+type End = Result<Measured, (ExitClass, String)>;
 
-impl Drop for Left {
+fn answer(request_id: u64, ended: End) -> v1::LinkTested {
+    match ended {
+        Ok(Measured { round_trip_us, bytes_per_s }) => v1::LinkTested {
+            request_id,
+            outcome: LinkTestOutcome::Passed.into(),
+            problem: String::new(),
+            round_trip_us,
+            bytes_per_s,
+        },
+        Err((ExitClass::LinkFault | ExitClass::Apart | ExitClass::CanaryFailed, problem)) => v1::LinkTested {
+            request_id,
+            outcome: LinkTestOutcome::Failed.into(),
+            problem,
+            ..Default::default()
+        },
+        Err((_, problem)) => not_made(request_id, problem),
+    }
+}
+
+/// What a rank said, up to the end of its output or to what is not of the protocol, and how it ended then.
+#[derive(Debug, Default)]
+struct Words {
+    measured: Option<Measured>,
+    fatal: Option<Fatal>,
+    fault: Option<String>,
+    status: Option<ExitStatus>,
+}
+
+/// A started rank. Dropped, it ends with all it has started.
+struct Rank {
+    child: Child,
+    /// `None` once it has ended in order: the number may be another's then.
+    group: Option<Group>,
+    stdin: ChildStdin,
+    stdout: Reader,
+    logged: JoinHandle<()>,
+    scan: Arc<Mutex<Scan>>,
+}
+
+impl Drop for Rank {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
+        self.kill();
+    }
+}
+
+impl Rank {
+    fn new(process: Process, log: Arc<Source>) -> Self {
+        let Process { child, group, stdin, stdout, stderr } = process;
+        let scan: Arc<Mutex<Scan>> = Arc::default();
+        let logged = tokio::spawn(log::read(stderr, log, Arc::clone(&scan)));
+        Self { child, group: Some(group), stdin, stdout, logged, scan }
+    }
+
+    async fn see_out(&mut self, init: &GangInit, limit: Duration) -> End {
+        let Ok(words) = timeout(limit, self.converse(init)).await else {
+            self.end().await;
+            return Err((ExitClass::Killed, self.too_late(limit)));
+        };
+        let Words { measured, fatal, fault, status } = words;
+        if let Some(measured) = measured
+            && status.is_some_and(|status| status.success())
+            && fatal.is_none()
+            && fault.is_none()
+        {
+            self.group = None;
+            return Ok(measured);
+        }
+        self.end().await;
+        let evidence = Evidence {
+            fault: fault.as_deref(),
+            fatal: fatal.as_ref(),
+            exit_code: status.and_then(|status| status.code()),
+            signal: status.and_then(|status| status.signal()),
+            ..Evidence::default()
+        };
+        Err(classify(&evidence, &self.scan.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    async fn converse(&mut self, init: &GangInit) -> Words {
+        let told = Command::TestLink { gang: init, rank: init.rank, world_size: init.world_size }.to_line();
+        // A process that does not take it is ending, which is seen below.
+        let _ = self.stdin.write_all(&told).await;
+        let mut words = Words::default();
+        while let Some(batch) = self.stdout.next().await {
+            for event in batch.events {
+                match event {
+                    Ok(Event::Measured(found)) => words.measured = Some(found),
+                    Ok(Event::Fatal(found)) => words.fatal = Some(found),
+                    Ok(_) => {}
+                    Err(problem) => words.fault = Some(problem),
+                }
+            }
+            // What speaks another language goes on for ever, perhaps.
+            if words.fault.is_some() {
+                return words;
+            }
+        }
+        words.status = timeout(LAST_LIMIT, self.child.wait()).await.ok().and_then(Result::ok);
+        words
+    }
+
+    /// All that a rank does has bounds of its own, with words of their own: that none of them came says nothing of the link, but that
+    /// the machine was too busy, or that something hangs.
+    fn too_late(&self, limit: Duration) -> String {
+        let scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
+        let logged = scan.first_error().map(|error| format!("; the first error in its log: {error}"));
+        format!("it was not done within {:.0} s{}", limit.as_secs_f64(), logged.unwrap_or_default())
+    }
+
+    /// Ends it now. Its log is whole then.
+    async fn end(&mut self) {
+        self.kill();
+        let _ = timeout(KILL_LIMIT, self.child.wait()).await;
+        // The log ends with the last process of the group.
+        let _ = timeout(KILL_LIMIT, &mut self.logged).await;
+    }
+
+    /// No model is in memory, so there is nothing to be gentle with.
+    fn kill(&self) {
+        if let Some(group) = self.group {
             group.signal(Signal::SIGKILL);
         }
     }
 }
 
-async fn converse(process: Process, init: &GangInit, log: Source) -> End {
-    let Process { mut child, group, mut stdin, mut stdout, stderr } = process;
-    let mut left = Left(Some(group));
-    let scan: Arc<Mutex<Scan>> = Arc::default();
-    let logged = tokio::spawn(log::read(stderr, Arc::new(log), Arc::clone(&scan)));
-    let told = Command::TestLink { gang: init, rank: init.rank, world_size: init.world_size }.to_line();
-    // A process that does not take it is ending, which is seen below.
-    let _ = stdin.write_all(&told).await;
-    let (mut measured, mut fatal, mut fault) = (None::<Measured>, None::<Fatal>, None::<String>);
-    while let Some(batch) = stdout.next().await {
-        for event in batch.events {
-            match event {
-                Ok(Event::Measured(found)) => measured = Some(found),
-                Ok(Event::Fatal(found)) => fatal = Some(found),
-                Ok(_) => {}
-                Err(problem) => fault = Some(problem),
-            }
-        }
-        // What speaks another language goes on for ever, perhaps.
-        if fault.is_some() {
-            break;
-        }
-    }
-    let status = timeout(LAST_LIMIT, child.wait()).await;
-    if let Ok(Ok(status)) = &status
-        && status.success()
-        && fatal.is_none()
-        && fault.is_none()
-        && measured.is_some()
-    {
-        left.0 = None;
-        return End { measured, why: None };
-    }
-    // The log ends with the last process of the group.
-    drop(left);
-    let _ = timeout(LAST_LIMIT, logged).await;
-    let status = status.ok().and_then(Result::ok);
-    let evidence = Evidence {
-        fault: fault.as_deref(),
-        fatal: fatal.as_ref(),
-        exit_code: status.and_then(|status| status.code()),
-        signal: status.and_then(|status| status.signal()),
-        ..Evidence::default()
-    };
-    let why = classify(&evidence, &scan.lock().unwrap_or_else(PoisonError::into_inner));
-    End { measured: None, why: Some(why) }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::path::Path;
+
     use nightshift_proto::v1::{Backend, Mode, Peer};
 
     use super::*;
@@ -273,21 +327,30 @@ mod tests {
         }
     }
 
-    /// A shell in the place of Python.
-    async fn tried(script: &str, limit_ms: u64) -> v1::LinkTested {
-        let dir = tempfile::tempdir().unwrap();
+    /// Request 9, rank 1, over ring.
+    pub(crate) fn planned(limit_ms: u64) -> Planned {
+        plan(&v1::TestLink { limit_ms, ..test(Backend::Ring) }, &ready(), mac()).unwrap()
+    }
+
+    /// Starts a shell in the place of Python.
+    pub(crate) fn launcher(dir: &Path, script: &str) -> Launcher {
         let words = ["/bin/sh", "-c", script].map(str::to_owned);
-        let launcher = Launcher::new(LauncherOptions {
-            python: dir.path(),
-            code_dir: dir.path(),
-            dir: dir.path(),
+        Launcher::new(LauncherOptions {
+            python: dir,
+            code_dir: dir,
+            dir,
             hf_home: None,
             hf_hub_offline: None,
             command: Some(&words),
             account: None,
-        });
-        let planned = plan(&v1::TestLink { limit_ms, ..test(Backend::Ring) }, &ready(), mac()).unwrap();
-        run(planned, launcher.start(&[]), LogStore::default().open("link test", None)).await
+        })
+    }
+
+    async fn tried(script: &str, limit_ms: u64) -> v1::LinkTested {
+        let dir = tempfile::tempdir().unwrap();
+        let process = launcher(dir.path(), script).start(&[]).unwrap();
+        let log = Arc::new(LogStore::default().open("link-test", None));
+        run(planned(limit_ms), process, log, CancellationToken::new()).await.unwrap()
     }
 
     const MEASURED: &str = r#"echo '{"ev":"measured","round_trip_us":35,"bytes_per_s":8000}'"#;
@@ -324,6 +387,11 @@ mod tests {
             // After it has measured, too.
             (format!("{MEASURED}; {}", fatal("link_fault")), Failed, "so it is"),
             (format!("{MEASURED}; exit 1"), NotMade, "ended with exit code 1"),
+            (
+                "echo rubbish; exec sleep 600".to_owned(),
+                NotMade,
+                "the worker wrote a line that is not of the protocol (expected value at line 1 column 1): rubbish",
+            ),
             ("exit 0".to_owned(), NotMade, "ended by itself without being asked to"),
             (
                 "echo '[ring] connection to a peer was lost' >&2; kill -SEGV $$".to_owned(),
@@ -338,22 +406,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_does_not_end_is_ended_with_all_it_started() {
+    async fn one_that_does_not_end_is_ended_with_all_it_started_and_says_nothing_of_the_link() {
         let dir = tempfile::tempdir().unwrap();
         let pids = dir.path().join("pids");
-        let script = format!("sleep 600 & echo $! > {0}; echo $$ >> {0}; wait", pids.display());
-        let tested = tried(&script, 1_500).await;
-        assert_eq!(ended(&tested), (LinkTestOutcome::Failed, "it was not done within 2 s"));
-        for pid in std::fs::read_to_string(pids).unwrap().lines() {
-            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
-            // Gone, or a zombie until its parent looks; what is killed runs no more.
-            let gone = async {
-                while runs(pid) {
-                    tokio::task::yield_now().await
-                }
-            };
-            timeout(Duration::from_secs(30), gone).await.unwrap();
+        let script = format!(
+            "echo '[ring] waits' >&2; sleep 600 & echo $! > {0}; echo $$ >> {0}; wait",
+            pids.display()
+        );
+        // The limit is also the time in which the shell writes them, on a machine that may be busy.
+        for limit_s in [1, 5, 25, 125] {
+            let tested = tried(&script, 1_000 * limit_s).await;
+            let written = std::fs::read_to_string(&pids).unwrap_or_default();
+            let pids: Vec<_> = written.lines().filter_map(|pid| pid.parse().ok()).collect();
+            for pid in &pids {
+                let pid = nix::unistd::Pid::from_raw(*pid);
+                // Gone, or a zombie until its parent looks; what is killed runs no more.
+                let gone = async {
+                    while runs(pid) {
+                        tokio::task::yield_now().await
+                    }
+                };
+                timeout(Duration::from_secs(30), gone).await.unwrap();
+            }
+            if pids.len() == 2 {
+                let said =
+                    format!("it was not done within {limit_s} s; the first error in its log: [ring] waits");
+                assert_eq!(ended(&tested), (LinkTestOutcome::NotMade, said.as_str()));
+                return;
+            }
         }
+        panic!("two minutes are not enough for a shell to begin");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_stopped_gives_no_answer_and_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = launcher(dir.path(), "exec sleep 600").start(&[]).unwrap();
+        let pid = nix::unistd::Pid::from_raw(process.group.leader().try_into().unwrap());
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let log = Arc::new(LogStore::default().open("link-test", None));
+        assert_eq!(run(planned(0), process, log, stop).await, None);
+        assert!(!runs(pid));
     }
 
     #[cfg(target_os = "linux")]

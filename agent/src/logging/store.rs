@@ -21,7 +21,7 @@ pub const MAX_LINE_BYTES: usize = 4 * 1024;
 pub const MAX_LINES: usize = 1_000;
 /// Text kept of one source.
 pub const MAX_BYTES: usize = 256 * 1024;
-/// Sources kept: the agent, every worker running, and the last few gone.
+/// Sources kept: the agent, its tests of links (one for all), every worker running, and the last few gone.
 pub const MAX_SOURCES: usize = 32;
 /// Lines a follower may lag behind before it loses the oldest.
 const FOLLOW_LINES: usize = 1_024;
@@ -31,7 +31,7 @@ const FOLLOW_LINES: usize = 1_024;
 pub struct Line {
     /// When it was read.
     pub unix_ms: u64,
-    /// `agent`, or `j7/e3/r0` for a worker.
+    /// `agent`, `link-test`, or `j7/e3/r0` for a worker.
     pub source: Arc<str>,
     /// The worker's job; `None` for the agent.
     pub job_id: Option<u64>,

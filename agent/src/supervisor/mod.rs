@@ -7,6 +7,7 @@
 //! with one exception: the exits, which carry evidence and tokens (see [`departed`]).
 
 pub mod departed;
+mod link_tests;
 pub mod start;
 mod task;
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Command, Handle, MAX_COMMANDS, Options, Request,
     departed::Departed,
+    link_tests::LinkTests,
     start::{Circumstances, Decision, Start, decide},
 };
 use crate::{
@@ -51,11 +52,12 @@ pub fn run(options: Options, stop: CancellationToken) -> Handle {
     let (ready, ready_inbox) = mpsc::channel(2 * options.max_workers);
     let mut departed = Departed::default();
     options.leftovers.iter().for_each(|departure| departed.keep(departure.clone()));
+    let link_tests = LinkTests::new(&options);
     let supervisor = Supervisor {
         options,
         workers: HashMap::new(),
         tasks: JoinSet::new(),
-        link_tests: JoinSet::new(),
+        link_tests,
         keys: HashMap::new(),
         ready,
         departed,
@@ -78,8 +80,7 @@ struct Supervisor {
     options: Options,
     workers: HashMap<Key, task::Handle>,
     tasks: JoinSet<Departure>,
-    /// The link that is being tried, if one is.
-    link_tests: JoinSet<(Key, v1::LinkTested)>,
+    link_tests: LinkTests,
     keys: HashMap<Id, Key>,
     ready: mpsc::Sender<(Key, worker_event::Event)>,
     departed: Departed,
@@ -120,7 +121,7 @@ impl Supervisor {
                     }
                 }
                 Some(ended) = self.tasks.join_next_with_id() => self.on_ended(ended),
-                Some(tested) = self.link_tests.join_next() => self.on_link_tested(tested),
+                Some(tested) = self.link_tests.next() => self.on_link_tested(tested),
                 Some((key, event)) = ready.recv() => self.event(key, event),
                 request = inbox.recv(), if self.outbox.len() < MAX_OUTBOX => match request {
                     Some(Request::Command(command)) => self.carry_out(command).await,
@@ -155,6 +156,8 @@ impl Supervisor {
     }
 
     async fn detach(&mut self) {
+        // Its answer belongs to the controller that asked, and the next one may give its number again.
+        self.link_tests.end("the session is over").await;
         if self.feed.take().is_none() {
             return;
         }
@@ -210,11 +213,13 @@ impl Supervisor {
 
     /// Begins to try a link, or says why not.
     async fn test_link(&mut self, test: &v1::TestLink) -> Result<(), String> {
+        // The controller has one at a time on a node: one that still runs is one that it has given up.
+        self.link_tests.end("the controller asks for another").await;
         if self.ending {
             return Err("this agent is ending".to_owned());
         }
-        if !self.link_tests.is_empty() {
-            return Err("another link of this node is being tried".to_owned());
+        if self.options.restarter.is_under_way(util::unix_ms()) {
+            return Err("this machine is restarting".to_owned());
         }
         let runtime = Arc::clone(&self.options.runtime.borrow());
         let node = gang::Node {
@@ -227,40 +232,19 @@ impl Supervisor {
         if planned.launch.counts() {
             self.spend_start().await?;
         }
-        let variables = self
-            .options
-            .gang_files
-            .write(planned.key, &planned.launch)
-            .map_err(|error| format!("what its rank needs cannot be written: {error}"))?;
-        let process = self.options.launcher.start(&variables);
-        tracing::info!(
-            request = planned.request_id,
-            rank = planned.key.rank,
-            backend = planned.launch.init.backend,
-            "a link is being tried"
-        );
-        let log = self.options.logs.open("link-test", None);
-        self.link_tests.spawn(async move { (planned.key, link_test::run(planned, process, log).await) });
-        Ok(())
+        self.link_tests.begin(planned, &self.options.launcher)
     }
 
-    fn on_link_tested(&mut self, tested: Result<(Key, v1::LinkTested), JoinError>) {
-        match tested {
-            Ok((key, tested)) => {
-                self.options.gang_files.remove(key);
-                tracing::info!(
-                    request = tested.request_id,
-                    outcome = tested.outcome().as_str_name(),
-                    problem = tested.problem,
-                    round_trip_us = tested.round_trip_us,
-                    bytes_per_s = tested.bytes_per_s,
-                    "a link was tried"
-                );
-                self.tell_link_tested(tested);
-            }
-            // The controller waits no longer than it takes; the files go with the next start.
-            Err(error) => tracing::error!(%error, "the task that tried a link has failed"),
-        }
+    fn on_link_tested(&mut self, tested: v1::LinkTested) {
+        tracing::info!(
+            request = tested.request_id,
+            outcome = tested.outcome().as_str_name(),
+            problem = tested.problem,
+            round_trip_us = tested.round_trip_us,
+            bytes_per_s = tested.bytes_per_s,
+            "a link was tried"
+        );
+        self.tell_link_tested(tested);
     }
 
     fn tell_link_tested(&mut self, tested: v1::LinkTested) {
@@ -415,7 +399,9 @@ impl Supervisor {
     }
 
     /// No worker is started while this waits, nor after it: the machine goes down, or the restart was refused.
-    async fn restart(&self, restart: &v1::RestartMachine) -> Option<String> {
+    async fn restart(&mut self, restart: &v1::RestartMachine) -> Option<String> {
+        // The controller asks for none where it tries a link: one that runs is one that it has given up.
+        self.link_tests.end("a restart of this machine is asked for").await;
         let (restarter, restart, workers) =
             (self.options.restarter.clone(), restart.clone(), self.workers.len());
         let asked =
@@ -429,6 +415,7 @@ impl Supervisor {
 
     async fn end_all(&mut self) {
         self.ending = true;
+        self.link_tests.end("this agent is ending").await;
         self.stop_all(StopMode::Checkpoint).await;
     }
 

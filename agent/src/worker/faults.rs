@@ -76,6 +76,12 @@ impl Scan {
             self.first_any = Some(util::clip(line.trim(), MAX_ERROR_BYTES));
         }
     }
+
+    /// The first error so far: one that is known, or else any.
+    #[must_use]
+    pub fn first_error(&self) -> Option<&str> {
+        self.first_known.as_ref().map(|(_, line)| line).or(self.first_any.as_ref()).map(String::as_str)
+    }
 }
 
 /// All that is known about an end.
@@ -102,7 +108,6 @@ pub struct Evidence<'a> {
 /// Class and first error.
 #[must_use]
 pub fn classify(evidence: &Evidence<'_>, log: &Scan) -> (ExitClass, String) {
-    let logged = || log.first_known.as_ref().map(|(_, line)| line.clone()).or_else(|| log.first_any.clone());
     let how = || match (evidence.exit_code, evidence.signal) {
         (_, Some(signal)) => format!("ended by {}", signal_name(signal)),
         (Some(0), _) => "ended by itself without being asked to".to_owned(),
@@ -132,7 +137,7 @@ pub fn classify(evidence: &Evidence<'_>, log: &Scan) -> (ExitClass, String) {
     match &log.first_known {
         // An error that was survived long ago explains no clean exit.
         Some((class, line)) if evidence.exit_code != Some(0) => (*class, line.clone()),
-        _ => (ExitClass::Crashed, logged().unwrap_or_else(how)),
+        _ => (ExitClass::Crashed, log.first_error().map_or_else(how, str::to_owned)),
     }
 }
 

@@ -213,8 +213,8 @@ impl Machine {
             Event::Returned(returned) => self.leases.hand_back(&returned.rows),
             // The lease went when the cancellation was sent.
             Event::Cancelled(_) => {}
-            // Agent and worker are of one build, so that nobody misses anything; and no reason to lose the rows over.
             Event::Measured(_) => return Err("it measured a link, and is to run a model".to_owned()),
+            // Agent and worker are of one build, so that nobody misses anything; and no reason to lose the rows over.
             Event::Other(name) => tracing::debug!(event = name, "an event that nothing depends on"),
             Event::Fatal(fatal) => self.fatal = Some(fatal),
         }

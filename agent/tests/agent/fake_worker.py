@@ -6,6 +6,8 @@
     env…      the names of its environment variables as the answer
     who…      who and where it is, and its host file, as the answer
 
+It says of a link what it has measured and ends, unless the ranks have an hour to meet: then it waits for ever.
+
 Arguments: `stubborn` ignores SIGTERM and the end of stdin; `orphan` leaves a process behind that holds stdout open.
 """
 
@@ -92,6 +94,10 @@ def main():
         if command["op"] == "init":
             say(ev="ready", load_ms=1, peak_memory_bytes=7, has_chat_template=True, model_type=command["model"])
             say(ev="idle", n=0)
+        elif command["op"] == "test_link":
+            if command["gang"]["rendezvous_timeout_ms"] < 3_600_000:
+                say(ev="measured", round_trip_us=35, bytes_per_s=8_000)
+                os._exit(0)
         elif command["op"] == "rows":
             for row in command["rows"]:
                 take(row)

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use crate::support::{Controller, Session, Site, fake_worker};
+use crate::support::{Controller, Session, Site, fake_worker, is_alive, link_test};
 use nightshift_proto::v1::{self, controller_message::Body};
 use nix::sys::signal::Signal;
 
@@ -47,8 +47,16 @@ async fn a_machine_is_restarted_once_and_takes_no_work_from_then_on() {
     assert_eq!(refused.problem, "a worker runs here; it can be restarted when that has ended");
     session.stop(1, v1::StopMode::Kill, 5_000).await;
     session.exited(1).await;
+    // The controller would not ask while a link is tried: this one it has given up.
+    session.send(Body::TestLink(link_test(1, true))).await;
+    let stray = site.link_test_pid(1).await;
     let accepted = restart(&mut session, 102).await;
     assert!(accepted.accepted, "{accepted:?}");
+    assert!(!is_alive(stray));
+    session.send(Body::TestLink(link_test(2, false))).await;
+    let tested = session.link_tested().await;
+    assert_eq!((tested.request_id, tested.outcome()), (2, v1::LinkTestOutcome::NotMade));
+    assert_eq!(tested.problem, "this machine is restarting");
     assert_eq!(session.start_worker(2).await.problem, "this machine is restarting");
 
     // Neither does one that is started anew before the machine is down.

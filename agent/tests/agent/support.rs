@@ -225,6 +225,15 @@ impl Session {
         .await
     }
 
+    /// The answer of the next link test, whichever that is.
+    pub(crate) async fn link_tested(&mut self) -> v1::LinkTested {
+        self.find(|body| match body {
+            Body::LinkTested(tested) => Some(tested.clone()),
+            _ => None,
+        })
+        .await
+    }
+
     pub(crate) async fn rows(&self, epoch: u64, rows: &[(u32, &str)]) {
         let rows = rows
             .iter()
@@ -320,6 +329,23 @@ pub(crate) fn gang(ring: u16, control: u16) -> v1::Gang {
     }
 }
 
+/// Has rank 0's end of a link to n2 tried: the stand-in has measured it at once, or goes on for ever.
+pub(crate) fn link_test(request_id: u64, goes_on: bool) -> v1::TestLink {
+    let gang = gang(free_port(), free_port());
+    let without_layers = |peer| v1::Peer { first_layer: 0, end_layer: 0, ..peer };
+    v1::TestLink {
+        request_id,
+        gang: Some(v1::Gang {
+            mode: v1::Mode::Tensor.into(),
+            peers: gang.peers.into_iter().map(without_layers).collect(),
+            rendezvous_timeout_ms: if goes_on { 3_600_000 } else { 30_000 },
+            ..gang
+        }),
+        rank: 0,
+        limit_ms: 0,
+    }
+}
+
 /// A state directory and what an agent needs to run in it.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
@@ -337,6 +363,16 @@ impl Site {
 
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// The process of a link test that runs, from its record.
+    pub(crate) async fn link_test_pid(&self, request_id: u64) -> u32 {
+        let path = self.state_dir().join(format!("workers/j0-e{request_id}-r0.json"));
+        until("the test is on record", || {
+            let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).ok()?).unwrap();
+            record["pid"].as_u64()?.try_into().ok()
+        })
+        .await
     }
 
     /// Starts an agent whose workers are the stand-in with these arguments.
