@@ -8,7 +8,7 @@
 //! * a worker of an old launch is never started (see [`epochs`]);
 //! * a rank of a sharded run that cannot work is refused before it is started (see [`gang`]);
 //! * a link is tried without a model before a night relies on it (see [`link_test`]);
-//! * a machine is restarted only where everything agrees, and never twice for the same cause (see [`reboot`]);
+//! * a machine is restarted only where everything agrees, and not twice within a day for the same cause (see [`reboot`]);
 //! * what the machine went through is told once, whoever tells of it (see [`troubles`]);
 //! * what a model weighs is told without reading its weights (see [`model`]);
 //! * it works on without the controller, and costs next to nothing while there is nothing to do.

@@ -6,7 +6,7 @@
 //! * nothing is restarted that its own configuration does not allow (`[reboot] allow`, off unless somebody turns it on);
 //! * never while a worker runs, never where nothing would run afterwards because a disk waits to be unlocked (FIELD-NOTES 6),
 //!   never more often than every `min_hours_between`, never again for a cause that was there before within a day: what a restart
-//!   did not mend is a person's;
+//!   did not mend is a person's (one whose command failed was none, and counts in its own boot only);
 //! * at most one command in a boot, whatever ends the agent at whatever moment: it is on disk before the command is run, and what
 //!   is on disk of this boot refuses every other. A command that names another boot is of no use in this one.
 //!
@@ -35,7 +35,7 @@ use crate::{
 /// In the state directory.
 pub const FILE: &str = "restarts.json";
 
-/// Restarts kept on record. Those of the last day count, and there are two causes.
+/// Restarts kept on record. The newest counts, and of each of the two causes the newest.
 const MOST_KEPT: usize = 16;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -50,7 +50,7 @@ const DEFAULT_MIN_HOURS_BETWEEN: u32 = 12;
 /// still there then may take work again.
 const UNDER_WAY_MS: u64 = 10 * 60_000;
 
-/// `shutdown` leaves the rest to the system, and says so at once. One that does not has been told all the same.
+/// `shutdown` leaves the rest to the system, and ends at once. One that does not has been told all the same.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// `fdesetup status` answers within a second.
@@ -249,6 +249,8 @@ impl Restarter {
         now_unix_ms: u64,
     ) -> Result<(), String> {
         let mut tools = locked(&self.0.tools);
+        // The disk is asked for last: it costs a second, and most of what is refused is refused without it.
+        self.0.check(&locked(&self.0.book), command, workers, now_unix_ms, Disk::Open)?;
         let disk = if self.0.is_mac { Disk::asked(&mut tools) } else { Disk::Open };
         {
             let mut book = locked(&self.0.book);
@@ -262,6 +264,12 @@ impl Restarter {
 /// Every change is whole before the next can panic.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The restarts that were made, as far as is known. One whose command failed was none: whoever restarted the machine then had a
+/// reason of their own.
+fn made(book: &Book) -> impl DoubleEndedIterator<Item = &Entry> {
+    book.iter().flatten().filter(|entry| entry.failed.is_none())
 }
 
 impl Inner {
@@ -299,7 +307,7 @@ impl Inner {
             more => return Err(format!("{more} workers run here; it can be restarted when they have ended")),
         }
         // That it is the same cause again is said before all else: it tells a person more than that it was lately.
-        let of_cause = book.iter().flatten().rfind(|entry| entry.cause == cause);
+        let of_cause = made(book).rfind(|entry| entry.cause == cause);
         let before = of_cause.filter(|entry| entry.boot_id != command.boot_id);
         if before.is_some_and(|entry| now_unix_ms.saturating_sub(entry.at_unix_ms) < SAME_CAUSE_MS) {
             return Err(format!(
@@ -313,10 +321,9 @@ impl Inner {
 
     /// What refuses whatever a restart is for. Read from the top; the first that fits is told.
     fn obstacle(&self, book: &Book, now_unix_ms: u64, disk: Disk) -> Option<String> {
-        let entries = match book {
-            Ok(entries) => entries,
-            Err(problem) => return Some(problem.clone()),
-        };
+        if let Err(problem) = book {
+            return Some(problem.clone());
+        }
         if let Some(entry) = self.in_this_boot(book) {
             return Some(match &entry.failed {
                 None => "it was told to restart in this boot already; if it is still there after some minutes, restart it by hand"
@@ -325,7 +332,7 @@ impl Inner {
             });
         }
         let hours = u64::from(self.rules.min_hours_between);
-        let newest = entries.last().map(|entry| now_unix_ms.saturating_sub(entry.at_unix_ms));
+        let newest = made(book).next_back().map(|entry| now_unix_ms.saturating_sub(entry.at_unix_ms));
         if newest.is_some_and(|ago_ms| ago_ms < hours.saturating_mul(HOUR_MS)) {
             return Some(format!(
                 "it was restarted within the last {hours} hours, and more often its configuration does not allow \
@@ -367,9 +374,10 @@ impl Inner {
         let arguments = ["-r", "now"];
         let command = format!("shutdown {}", arguments.join(" "));
         tracing::warn!(command, reason, "this machine is restarted, because the controller asks for it");
-        match tools.ask("shutdown", &arguments, SHUTDOWN_LIMIT) {
-            Ok(_) => Ok(()),
-            // What restarts the machine may outlive the command with the command's output open.
+        // What restarts the machine outlives the command with the command's output open, and must be able to write to it.
+        match tools.order("shutdown", &arguments, SHUTDOWN_LIMIT) {
+            Ok(()) => Ok(()),
+            // The system may have been told before it hung.
             Err(error) if error.is_hang() => {
                 tracing::warn!(command, %error, "whether this machine is being restarted is not known");
                 Ok(())
@@ -388,7 +396,7 @@ impl Inner {
         if let Some(newest) = entries.last_mut() {
             newest.failed = Some(why.to_owned());
         }
-        // Without it the restart counts as made, which refuses as much.
+        // Without it the restart counts as made, which refuses more and allows nothing.
         if let Err(error) = self.keep(&mut book, entries) {
             tracing::warn!(path = %self.path.display(), %error, "why the restart failed was not written down");
         }

@@ -1,6 +1,6 @@
 //! What refuses a restart, each by itself, and that none is made twice.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Instant};
 
 use tempfile::TempDir;
 
@@ -27,7 +27,7 @@ impl Mac {
             boot_id: Some("b1".to_owned()),
             may_run: true,
         };
-        mac.script("fdesetup", "echo 'FileVault is Off.'");
+        mac.script("fdesetup", "echo asked >> \"${0%/*}/asked\"; echo 'FileVault is Off.'");
         // It keeps what was on disk when it was run.
         mac.script(
             "shutdown",
@@ -249,15 +249,65 @@ fn a_record_that_makes_no_sense_may_hold_a_restart_and_allows_none() {
 #[test]
 fn a_command_that_fails_is_told_and_not_tried_again_in_that_boot() {
     let mac = Mac::new();
-    mac.script("shutdown", "echo \"$@\" >> \"${0%/*}/calls\"; echo 'NOT super-user' >&2; exit 1");
+    mac.script("shutdown", "echo \"$@\" >> \"${0%/*}/calls\"; exit 1");
     let said = mac.agent().restart(&stranded("b1"), 0, EVENING_MS).unwrap_err();
-    assert_eq!(
-        said,
-        "`shutdown -r now` failed: shutdown ended with exit code 1: NOT super-user; restart it by hand"
-    );
+    assert_eq!(said, "`shutdown -r now` failed: shutdown ended with exit code 1; restart it by hand");
     assert!(!mac.agent().is_under_way(EVENING_MS), "it may take work");
     let again = mac.refusal(&stranded("b1"), 0, EVENING_MS + 1);
     assert!(again.starts_with("it could not be restarted in this boot: shutdown ended with"), "{again}");
+}
+
+/// Somebody has restarted it by hand since, which mends nothing less than a restart of ours would have.
+#[test]
+fn a_command_that_failed_was_no_restart_and_stands_in_the_way_of_none_in_another_boot() {
+    let mut mac = Mac::new();
+    mac.script("shutdown", "exit 1");
+    mac.agent().restart(&stranded("b1"), 0, EVENING_MS).unwrap_err();
+    mac.script("shutdown", "echo \"$@\" >> \"${0%/*}/calls\"");
+    let again = mac.refusal(&stranded("b1"), 0, EVENING_MS + HOUR_MS);
+    assert!(again.starts_with("it could not be restarted in this boot"), "{again}");
+    mac.boot_id = Some("b2".to_owned());
+    assert_eq!(mac.agent().restart(&stranded("b2"), 0, EVENING_MS + HOUR_MS), Ok(()));
+    // The one that was made counts on, behind one that was not.
+    mac.boot_id = Some("b3".to_owned());
+    mac.rules.min_hours_between = 1;
+    mac.script("shutdown", "exit 1");
+    mac.agent().restart(&used_up("b3"), 0, EVENING_MS + 3 * HOUR_MS).unwrap_err();
+    mac.boot_id = Some("b4".to_owned());
+    let refusal = mac.refusal(&stranded("b4"), 0, EVENING_MS + 4 * HOUR_MS);
+    assert!(refusal.starts_with("it was restarted within the last day for memory"), "{refusal}");
+    mac.rules.min_hours_between = 5;
+    let refusal = mac.refusal(&used_up("b4"), 0, EVENING_MS + 4 * HOUR_MS);
+    assert!(refusal.starts_with("it was restarted within the last 5 hours"), "{refusal}");
+}
+
+/// On macOS the command leaves a process behind that ends everything else first, and says so where the command spoke.
+#[test]
+fn what_restarts_the_machine_may_outlive_the_command_and_speak() {
+    let mac = Mac::new();
+    let script = "dir=\"${0%/*}\"; \
+        (until [ -e \"$dir/go\" ]; do echo waits; echo waits >&2; sleep 0.02; done; echo down > \"$dir/down\") &";
+    mac.script("shutdown", script);
+    assert_eq!(mac.agent().restart(&stranded("b1"), 0, EVENING_MS), Ok(()));
+    assert!(!mac.dir.path().join("down").exists());
+    fs::write(mac.dir.path().join("go"), "").unwrap();
+    let down_by = Instant::now() + Duration::from_secs(60);
+    while !mac.dir.path().join("down").exists() {
+        assert!(Instant::now() < down_by, "it was ended with the command");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_disk_is_asked_for_only_where_all_else_agrees() {
+    let mac = Mac::new();
+    let asked = mac.dir.path().join("asked");
+    mac.refusal(&stranded("b1"), 1, EVENING_MS);
+    mac.refusal(&stranded("b0"), 0, EVENING_MS);
+    assert!(!asked.exists());
+    mac.agent().restart(&stranded("b1"), 0, EVENING_MS).unwrap();
+    mac.refusal(&stranded("b1"), 0, EVENING_MS);
+    assert_eq!(fs::read_to_string(asked).unwrap(), "asked\n", "for the one that was made");
 }
 
 #[test]

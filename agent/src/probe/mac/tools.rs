@@ -125,27 +125,7 @@ impl Tools {
     /// # Errors
     /// See [`Error`].
     pub fn ask(&mut self, tool: &str, arguments: &[&str], limit: Duration) -> Result<String, Error> {
-        if let Some(child) = self.stuck.get_mut(tool) {
-            if matches!(child.try_wait(), Ok(None)) {
-                return Err(Error::Stuck { tool: tool.to_owned() });
-            }
-            self.stuck.remove(tool);
-        }
-        let path = self.dirs.iter().map(|dir| dir.join(tool)).find(|path| path.is_file());
-        let path = path.ok_or_else(|| Error::Missing { tool: tool.to_owned() })?;
-        let not_run = |error: io::Error| Error::NotRun { tool: tool.to_owned(), problem: error.to_string() };
-        let mut child = Command::new(path)
-            .args(arguments)
-            .env_clear()
-            .env("PATH", SYSTEM_DIRS.join(":"))
-            .env("LC_ALL", "C")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(not_run)?;
+        let mut child = self.spawn(tool, arguments, Stdio::piped)?;
         let deadline = Instant::now() + limit;
         let listened = listen(&mut child, deadline);
         let status = match &listened {
@@ -153,15 +133,11 @@ impl Tools {
             Err(_) => None,
         };
         let Some(status) = status else {
-            end(&mut child);
-            if wait(&mut child, Instant::now() + END_WITHIN).is_none() {
-                self.stuck.insert(tool.to_owned(), child);
-            }
-            let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            self.end(tool, child);
             return Err(match listened {
                 Err(Deaf::Endless) => Error::Endless { tool: tool.to_owned() },
-                Err(Deaf::Failed(errno)) => not_run(errno.into()),
-                Ok(_) | Err(Deaf::TimeOut) => Error::Hangs { tool: tool.to_owned(), limit_ms },
+                Err(Deaf::Failed(errno)) => not_run(tool, &errno.into()),
+                Ok(_) | Err(Deaf::TimeOut) => hangs(tool, limit),
             });
         };
         let (output, complaints) = listened.unwrap_or_default();
@@ -172,6 +148,62 @@ impl Tools {
         }
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
+
+    /// Runs a tool of which nothing is asked but that it does something. Nobody listens to it, so that what it leaves behind to do it
+    /// may say what it likes for as long as it likes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn order(&mut self, tool: &str, arguments: &[&str], limit: Duration) -> Result<(), Error> {
+        let mut child = self.spawn(tool, arguments, Stdio::null)?;
+        let Some(status) = wait(&mut child, Instant::now() + limit) else {
+            self.end(tool, child);
+            return Err(hangs(tool, limit));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Failed { tool: tool.to_owned(), status: describe(status), said: String::new() })
+    }
+
+    fn spawn(&mut self, tool: &str, arguments: &[&str], output: fn() -> Stdio) -> Result<Child, Error> {
+        if let Some(child) = self.stuck.get_mut(tool) {
+            if matches!(child.try_wait(), Ok(None)) {
+                return Err(Error::Stuck { tool: tool.to_owned() });
+            }
+            self.stuck.remove(tool);
+        }
+        let path = self.dirs.iter().map(|dir| dir.join(tool)).find(|path| path.is_file());
+        let path = path.ok_or_else(|| Error::Missing { tool: tool.to_owned() })?;
+        Command::new(path)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", SYSTEM_DIRS.join(":"))
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output())
+            .stderr(output())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| not_run(tool, &error))
+    }
+
+    /// One that cannot be ended hangs in the kernel: it is not run again while it does.
+    fn end(&mut self, tool: &str, mut child: Child) {
+        end(&mut child);
+        if wait(&mut child, Instant::now() + END_WITHIN).is_none() {
+            self.stuck.insert(tool.to_owned(), child);
+        }
+    }
+}
+
+fn not_run(tool: &str, error: &io::Error) -> Error {
+    Error::NotRun { tool: tool.to_owned(), problem: error.to_string() }
+}
+
+fn hangs(tool: &str, limit: Duration) -> Error {
+    Error::Hangs { tool: tool.to_owned(), limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
 }
 
 impl Drop for Tools {
@@ -357,6 +389,44 @@ mod tests {
         for tool in ["talks", "complains"] {
             assert_eq!(tools.ask(tool, &[], AMPLE).unwrap_err(), Error::Endless { tool: tool.to_owned() });
         }
+    }
+
+    /// It is not disturbed, either: it could not write to a pipe that nobody holds.
+    #[test]
+    fn what_a_tool_leaves_behind_does_not_keep_it_and_may_go_on_writing() {
+        let script = "dir=\"${0%/*}\"; \
+            (until [ -e \"$dir/go\" ]; do echo on; echo on >&2; sleep 0.02; done; echo done > \"$dir/done\") &";
+        let (dir, mut tools) = tools(&[("leaves", script)]);
+        assert_eq!(tools.order("leaves", &[], AMPLE), Ok(()));
+        assert!(!dir.path().join("done").exists());
+        fs::write(dir.path().join("go"), "").unwrap();
+        let done_by = Instant::now() + AMPLE;
+        while !dir.path().join("done").exists() {
+            assert!(Instant::now() < done_by, "it was ended with the tool");
+            thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    #[test]
+    fn of_a_tool_that_is_given_an_order_its_end_is_told() {
+        let (dir, mut tools) = tools(&[
+            ("does", "echo \"$1|$2|$#\" > \"${0%/*}/done\"; exec yes | head -c 1000000"),
+            ("fails", "echo 'must be root' >&2; exit 3"),
+        ]);
+        assert_eq!(tools.order("does", &["a b", "c"], AMPLE), Ok(()));
+        assert_eq!(fs::read_to_string(dir.path().join("done")).unwrap(), "a b|c|2\n");
+        let failed = tools.order("fails", &[], AMPLE).unwrap_err();
+        assert_eq!(failed.to_string(), "fails ended with exit code 3");
+        let missing = tools.order("absent", &[], AMPLE).unwrap_err();
+        assert_eq!(missing, Error::Missing { tool: "absent".to_owned() });
+    }
+
+    #[test]
+    fn a_tool_that_hangs_over_an_order_is_ended() {
+        let (_dir, mut tools) = tools(&[("hangs", "exec sleep 1000")]);
+        let hung = tools.order("hangs", &[], Duration::from_millis(200)).unwrap_err();
+        assert_eq!(hung, Error::Hangs { tool: "hangs".to_owned(), limit_ms: 200 });
+        assert!(tools.stuck.is_empty(), "it could be ended, and may be run again");
     }
 
     #[test]
