@@ -79,12 +79,11 @@ pub(super) fn run(command: Link) -> anyhow::Result<ExitCode> {
         Link::Reset(Reset { place, once }) => {
             let (mut site, seen) = Site::open(place)?;
             let mut journal = site.journal(&seen)?;
-            let mut held = site.held()?;
             if !once {
                 // Before anything is taken back: an agent that runs would have it again within seconds.
-                held.hold(journal.interfaces(), seen.thunderbolt.as_ref())?;
+                let held = site.held()?.hold(journal.interfaces(), seen.thunderbolt.as_ref())?;
+                say(&describe_held(&held))?;
             }
-            say(&describe_held(&held))?;
             let steps = reset(&mut site.tools, &mut journal)?;
             say(&describe_done("taken back by", &Plan { steps, refused: Vec::new() }))?;
         }
@@ -189,14 +188,14 @@ fn describe_released(interfaces: &[String]) -> String {
     interfaces.iter().map(line).collect()
 }
 
-fn describe_held(held: &Held) -> String {
-    let line = |name: &str| {
+fn describe_held(interfaces: &[String]) -> String {
+    let line = |name: &String| {
         format!(
             "# {name} is left alone from now on, also after a restart and whatever the agent's `link_policy`; \
              `sudo cluster-agent link apply` ends that\n"
         )
     };
-    held.interfaces().map(line).collect()
+    interfaces.iter().map(line).collect()
 }
 
 fn lines(text: &mut String, steps: &[Step], before: &str) {

@@ -67,12 +67,7 @@ impl Held {
         self.ports.iter().any(|port| port.is_same(&asked))
     }
 
-    /// Their interfaces, as they were called then.
-    pub fn interfaces(&self) -> impl Iterator<Item = &str> {
-        self.ports.iter().map(|port| port.interface.as_str())
-    }
-
-    /// Leaves these ports as they are from now on.
+    /// Leaves these ports as they are from now on. Returns those that were not left so before.
     ///
     /// # Errors
     /// When that cannot be kept; then nothing has changed.
@@ -80,15 +75,21 @@ impl Held {
         &mut self,
         interfaces: impl IntoIterator<Item = &'a str>,
         thunderbolt: Option<&Thunderbolt>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<String>, Error> {
         let mut ports = self.ports.clone();
+        let mut new = Vec::new();
         for interface in interfaces {
-            let new = Port::of(interface, thunderbolt);
-            ports.retain(|port| !port.is_same(&new));
-            ports.push(new);
+            let port = Port::of(interface, thunderbolt);
+            let before = ports.len();
+            ports.retain(|other| !other.is_same(&port));
+            if ports.len() == before {
+                new.push(port.interface.clone());
+            }
+            ports.push(port);
         }
         ports.drain(..ports.len().saturating_sub(MOST_HELD));
-        self.keep(ports)
+        self.keep(ports)?;
+        Ok(new)
     }
 
     /// Leaves them as they are no longer. Returns those that were.
@@ -154,7 +155,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = path(dir.path());
         let before = buses(&[("en3", "A"), ("en6", "B")]);
-        Held::open(&file).unwrap().hold(["en3"], Some(&before)).unwrap();
+        let mut held = Held::open(&file).unwrap();
+        assert_eq!(held.hold(["en3"], Some(&before)).unwrap(), ["en3"]);
+        assert_eq!(held.hold(["en3"], Some(&before)).unwrap(), [""; 0], "it is already");
         // After a restart the interfaces have changed places.
         let after = buses(&[("en6", "A"), ("en3", "B")]);
         let mut held = Held::open(&file).unwrap();
@@ -173,9 +176,9 @@ mod tests {
             held.hold([format!("en{n}").as_str()], None).unwrap();
         }
         held.hold(["en2"], None).unwrap();
-        assert_eq!(held.interfaces().count(), MOST_HELD);
+        assert_eq!(held.ports.len(), MOST_HELD);
         assert!(!held.holds("en1", None) && held.holds("en2", None));
-        assert_eq!(held.interfaces().last(), Some("en2"));
+        assert_eq!(held.ports.last().unwrap().interface, "en2");
     }
 
     #[test]

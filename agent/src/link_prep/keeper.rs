@@ -133,6 +133,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
     let mut observations = probe.subscribe();
     let mut pace = Pace::default();
     let mut saved = known.borrow().clone();
+    let mut held_before = None;
     loop {
         let now = Instant::now();
         let told = known.borrow_and_update().clone();
@@ -142,6 +143,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
             save(&state_dir, told.clone()).await;
         }
         let held = tokio::fs::read(held::path(&state_dir)).await.ok();
+        heed(&mut pace, &mut held_before, &held);
         let basis = Basis::of(&seen, &told, held).filter(|basis| !basis.wanted.is_empty());
         let is_cabled = basis.is_some() && policy != Policy::Observe;
         let mut due = None;
@@ -197,6 +199,14 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
             () = sleep_until(due) => {}
             () = tokio::time::sleep(HELD_POLL), if is_cabled => {}
         }
+    }
+}
+
+/// A person has held or released ports since `before`, who may have ended what was fought over, and waits to see what comes of it.
+fn heed(pace: &mut Pace<Basis>, before: &mut Option<Vec<u8>>, held: &Option<Vec<u8>>) {
+    if before != held {
+        pace.forget_fight();
+        before.clone_from(held);
     }
 }
 
@@ -446,6 +456,29 @@ mod tests {
         assert!(!of(true, &[&format!("{}/30", port.address)], None), "that one is ours");
         assert!(!of(true, &["10.99.0.1/30"], Some("bridge0")), "a bridge has taken it");
         assert!(!of(false, &["10.99.0.1/30"], None));
+    }
+
+    #[test]
+    fn what_a_person_says_of_ports_ends_a_fight_over_them() {
+        let thunderbolt = Some(Thunderbolt::default());
+        let seen = Observation { thunderbolt, ..Observation::default() };
+        let basis = Basis::of(&seen, &[], None).unwrap();
+        let (now, mut pace, mut before) = (Instant::now(), Pace::default(), None);
+        while pace.fights_until(now).is_none() {
+            pace.looked(now, basis.clone(), Looked::Changed);
+        }
+        heed(&mut pace, &mut before, &None);
+        assert!(pace.fights_until(now).is_some(), "nobody has said anything");
+        let held = Some(b"[en6]".to_vec());
+        heed(&mut pace, &mut before, &held);
+        assert_eq!(pace.fights_until(now), None);
+        while pace.fights_until(now).is_none() {
+            pace.looked(now, basis.clone(), Looked::Changed);
+        }
+        heed(&mut pace, &mut before, &held);
+        assert!(pace.fights_until(now).is_some(), "it was heeded once");
+        heed(&mut pace, &mut before, &None);
+        assert_eq!(pace.fights_until(now), None, "released");
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl<T: PartialEq> Pace<T> {
         (until > now).then_some(until)
     }
 
+    /// A person has said what is to become of ports: what was fought over may be over with that.
+    pub fn forget_fight(&mut self) {
+        self.changes.clear();
+    }
+
     /// It was looked at.
     pub fn looked(&mut self, now: Instant, basis: T, how: Looked) {
         let is_same = self.seen.as_ref() == Some(&basis);
