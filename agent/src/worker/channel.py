@@ -138,6 +138,10 @@ class Channel:
 
         threading.Thread(target=end, name="abandon", daemon=True).start()
 
+    def let_go(self):
+        """Nothing that matters is left to be said: whoever is lost from now on is missed by nobody, and ends nothing."""
+        self._ending = True
+
     def check(self):
         """Raises `faults.Fatal` when a member of the gang is gone."""
         if self._gone is not None:
@@ -306,6 +310,13 @@ class Following(Channel):
     def report(self, message):
         """Sends rank 0 a message."""
         self._link.send(message)
+
+    def await_end(self, limit_s):
+        """Waits for rank 0's last word, so long at most; where all have been let go, its loss is one, too."""
+        try:
+            self._messages.get(True, limit_s)
+        except queue.Empty:
+            pass
 
     def end(self):
         """Says that all that was announced is done. What happens to the connection from now on is of no account."""

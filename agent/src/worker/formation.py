@@ -85,9 +85,10 @@ def _not_formed(gang):
 class Limit:
     """Ends the process when the block takes longer, whatever it is blocked in; `message` is what it says last.
 
-    `mx.distributed.init` and sums keep Python's lock while they wait, so no thread of this process runs, no signal handler, and the
-    end of stdin is not noticed: another process has to watch. It is a Python without any library (a few MB for the time
-    of the meeting), holds the event stream, and goes when this process says so or is gone.
+    `mx.distributed.init` keeps Python's lock while it waits, so no thread of this process runs, no signal handler, and the end of
+    stdin is not noticed; sums give it up, but that they do is promised nowhere. So another process watches, which is right for
+    both. It is a Python without any library (a few MB while the block takes), holds the event stream, and goes when this process
+    says so or is gone.
     """
 
     def __init__(self, limit_s, events, message):

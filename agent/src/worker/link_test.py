@@ -46,19 +46,23 @@ def run(command, events, wake):
     except BaseException as error:
         link.fail(error.message if isinstance(error, faults.Fatal) else faults.describe(error))
         raise
+    # Before it is said: an end of which the agent has heard that it is good does not turn bad by the other's.
+    link.let_go()
     events.send({"ev": "measured", **measured})
     _part(gang, link)
 
 
 def _part(gang, link):
-    """Neither end takes the other's end for a loss; what comes to nothing here changes nothing any more."""
-    if gang.leads:
-        link.end(PART_LIMIT_S)
-        return
-    until = time.monotonic() + PART_LIMIT_S
-    while link.take(0.2) is None and time.monotonic() < until:
+    """Neither end takes the other's end for a loss. What comes to nothing here changes nothing: both have been let go."""
+    try:
+        if gang.leads:
+            link.end(PART_LIMIT_S)
+        else:
+            link.await_end(PART_LIMIT_S)
+            link.end()
+    except faults.Fatal:
+        # The other is gone already, with all that it had to say.
         pass
-    link.end()
 
 
 def _measure(gang, link, group):

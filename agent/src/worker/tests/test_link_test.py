@@ -47,6 +47,18 @@ class LinkTest(unittest.TestCase):
         self.assertIn("their sums were not done within 1 s", pair.fatals()[0]["message"])
         self.assertNotIn(0, codes.values())
 
+    def test_who_has_measured_passes_whatever_becomes_of_the_other(self):
+        # Between rank 0's verdict and its "end", and while rank 1 waits for that.
+        die = "_part = lambda *_: __import__('os').kill(__import__('os').getpid(), 9)"
+        for killed in (0, 1):
+            with self.subTest(killed=killed):
+                pair = self.start(programs={killed: patched(die)})
+                codes = pair.to_the_end()
+                self.assertEqual(codes[1 - killed], 0, pair.fatals())
+                self.assertNotEqual(codes[killed], 0)
+                self.assertEqual(pair.fatals(), {})
+                self.assertEqual(len(pair[1 - killed].of("measured")), 1)
+
     def test_a_sum_that_is_wrong_at_one_end_fails_at_both(self):
         wrong = "_seconds = lambda mine, group, sound=link_test._seconds: (0.001, sound(mine, group)[1] + 1)"
         pair = self.start(programs={1: patched(wrong)})
