@@ -6,7 +6,7 @@ use crate::output::{
     table::{Cell, Column, Table},
     text::{Cut, capital, plural, sentence},
     units,
-    views::NodeView,
+    views::{ConditionView, NodeView},
 };
 
 /// "last heard 12 min ago"
@@ -136,8 +136,9 @@ fn system(node: &NodeView) -> String {
         .join(" ")
 }
 
-/// What a person should know about a node, a sentence each: why it is not ready, conditions that do not hold, probes
-/// that failed. Nothing for a node that is well.
+/// What a person should know about a node, a sentence each: why it is not ready, what keeps it from gangs or is to be done about it
+/// at leisure, what its boot has been through, probes that failed. Nothing for a node that is well, or that is on its way there by
+/// itself.
 pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
     let mut said: Vec<&str> = Vec::new();
     if node.state != "ready" {
@@ -145,19 +146,11 @@ pub(crate) fn remarks(node: &NodeView, screen: &Screen) -> Vec<String> {
         if let Some(runtime) = node.runtime.as_ref().filter(|runtime| !runtime.ready) {
             said.extend(runtime.problem.as_deref());
         }
-        // A silent node's last words are old; what it said of itself then would mislead.
-        if node.state != "silent" {
-            said.extend(
-                node.conditions
-                    .iter()
-                    .filter(|c| is_bad(&c.kind, c.status))
-                    .filter_map(|c| c.message.as_deref()),
-            );
-        }
-    } else {
-        // It takes work, and yet something keeps it from gangs, or is to be done about it at leisure.
-        let bad = node.conditions.iter().filter(|c| is_bad(&c.kind, c.status));
-        said.extend(bad.filter_map(|c| c.message.as_deref()));
+    }
+    // A silent node's last words are old; what it said of itself then would mislead.
+    if node.state != "silent" {
+        let bad = node.conditions.iter().filter(|condition| is_bad(condition));
+        said.extend(bad.filter_map(|condition| condition.message.as_deref()));
     }
     let boot = boot(node);
     said.extend(boot.as_deref());
@@ -195,12 +188,87 @@ pub(crate) fn boot(node: &NodeView) -> Option<String> {
 }
 
 /// Whether a condition is one to tell a person about: "Ready" and "…Ready" should be true, and so should the steps by which a Mac
-/// comes back into gangs; "NeedsReboot" and the like should be false. "Rejoined" repeats the step that is open.
-fn is_bad(kind: &str, status: &str) -> bool {
+/// comes back into gangs; "NeedsReboot" and the like should be false. "Rejoined" repeats the step that is open. Links that are being
+/// tried, as after each restart, are no reason to warn anybody; `explain` tells of them.
+fn is_bad(condition: &ConditionView) -> bool {
+    let ConditionView { kind, status, reason, .. } = condition;
     if kind.starts_with("Needs") {
-        return status == "true";
+        return *status == "true";
     }
     let should_hold =
-        kind.ends_with("Ready") || matches!(kind, "VersionsAlike" | "LinksPrepared" | "LinksProven");
-    should_hold && status == "false"
+        kind.ends_with("Ready") || matches!(kind.as_str(), "VersionsAlike" | "LinksPrepared" | "LinksProven");
+    should_hold && *status == "false" && reason.as_deref() != Some("BeingTried")
+}
+
+#[cfg(test)]
+mod tests {
+    use nightshift_proto::v1;
+
+    use super::*;
+
+    /// What is told of a node with these conditions.
+    fn told(state: v1::NodeState, conditions: &[(&str, v1::ConditionStatus, &str, &str)]) -> Vec<String> {
+        let condition =
+            |(kind, status, reason, message): &(&str, v1::ConditionStatus, &str, &str)| v1::Condition {
+                r#type: (*kind).to_owned(),
+                status: (*status).into(),
+                reason: (*reason).to_owned(),
+                message: (*message).to_owned(),
+                ..v1::Condition::default()
+            };
+        let node = v1::Node {
+            node_id: "a".to_owned(),
+            state: state.into(),
+            conditions: conditions.iter().map(condition).collect(),
+            ..v1::Node::default()
+        };
+        remarks(&node.into(), &Screen::plain(None))
+    }
+
+    #[test]
+    fn links_that_did_not_pass_are_told_once_and_those_being_tried_not_at_all() {
+        use v1::{ConditionStatus::False, NodeState};
+        let failed = [
+            ("LinksProven", False, "Failed", "the link a–b did not pass its test"),
+            ("Rejoined", False, "Failed", "the link a–b did not pass its test"),
+        ];
+        for state in [NodeState::Ready, NodeState::NotReady, NodeState::Draining] {
+            assert_eq!(told(state, &failed), ["• a: The link a–b did not pass its test."], "{state:?}");
+        }
+        let being_tried = [
+            ("LinksProven", False, "BeingTried", "the link a–b is being tried"),
+            ("Rejoined", False, "BeingTried", "the link a–b is being tried"),
+        ];
+        for state in [NodeState::Ready, NodeState::NotReady, NodeState::Draining] {
+            assert_eq!(told(state, &being_tried), [""; 0], "{state:?}");
+        }
+        let not_tried = [("LinksProven", False, "NotTried", "the link a–b was not tried: it has no runtime")];
+        assert_eq!(told(NodeState::Ready, &not_tried).len(), 1);
+    }
+
+    #[test]
+    fn each_condition_that_should_be_otherwise_is_told_unless_it_is_old() {
+        use v1::{
+            ConditionStatus::{False, True, Unknown},
+            NodeState,
+        };
+        let conditions = [
+            ("RuntimeReady", False, "Missing", "there is no runtime"),
+            ("VersionsAlike", False, "Differ", "its MLX is another"),
+            ("LinksPrepared", False, "Lacks", "en3 has no address"),
+            ("NeedsReboot", True, "StrandedMemory", "60 GB are wired"),
+            ("NeedsRepair", False, "None", "this is well"),
+            ("LinksProven", Unknown, "NotTried", "it cannot be tried"),
+            ("MemoryReady", True, "Free", "this is well, too"),
+        ];
+        let said = [
+            "• a: There is no runtime.",
+            "• a: Its MLX is another.",
+            "• a: en3 has no address.",
+            "• a: 60 GB are wired.",
+        ];
+        assert_eq!(told(NodeState::Ready, &conditions), said);
+        assert_eq!(told(NodeState::NotReady, &conditions), said);
+        assert_eq!(told(NodeState::Silent, &conditions), [""; 0]);
+    }
 }
