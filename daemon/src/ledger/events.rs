@@ -9,7 +9,7 @@ use super::{
     error::Error,
     kv::{Batch, Kv, VALUE_BYTES_MAX},
 };
-use crate::model::{EventDraft, EventRecord};
+use crate::model::{EventDraft, EventRecord, clipped};
 
 /// Numbers are reserved so many at a time. Events are not flushed one by one; after a crash the numbers of those that
 /// were lost must not come again, so numbering goes on above what was reserved.
@@ -119,10 +119,7 @@ fn fitting(mut record: EventRecord) -> (EventRecord, Vec<u8>) {
 }
 
 fn halve(text: &mut String) {
-    let mut keep = text.len() / 2;
-    while !text.is_char_boundary(keep) {
-        keep -= 1;
-    }
+    let keep = clipped(text, text.len() / 2).len();
     text.truncate(keep);
     text.push('…');
 }

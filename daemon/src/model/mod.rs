@@ -43,5 +43,5 @@ pub use rung::Rung;
 pub use since::{SinceError, since};
 pub use thunderbolt::{Cable, CableClass, CableEnd, Flaw, Port, PortPeer, Stranger, Thunderbolt};
 pub use window::{Night, ParseWindowError, TimeOfDay, Window};
-pub use words::said_once;
+pub use words::{clipped, said_once};
 pub use work::{NodeWork, WayWork, Work};

@@ -1,4 +1,4 @@
-//! Sentences about several nodes.
+//! Sentences, about several nodes or of bounded length.
 
 use super::ids::NodeId;
 
@@ -18,9 +18,27 @@ pub fn said_once<'a>(said: impl IntoIterator<Item = (&'a NodeId, &'a str)>) -> V
     once
 }
 
+/// The beginning of a text, so many bytes at the most, cut at a character.
+#[must_use]
+pub fn clipped(text: &str, most_bytes: usize) -> &str {
+    let mut end = text.len().min(most_bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_clipped_at_a_character() {
+        assert_eq!(
+            (clipped("aä", 2), clipped("aä", 3), clipped("aä", 9), clipped("", 0)),
+            ("a", "aä", "aä", "")
+        );
+    }
 
     #[test]
     fn the_same_words_are_said_once() {

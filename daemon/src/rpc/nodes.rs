@@ -4,9 +4,10 @@ use core::net::IpAddr;
 
 use nightshift_proto::v1;
 
-use super::convert::{clip, clip_to};
+use super::convert::clip;
 use crate::{
     fit::NodeMemory,
+    model::clipped,
     planner::Interface,
     recovery::{BootFacts, MayRestart, NodeFacts, Versions},
 };
@@ -68,7 +69,7 @@ pub(crate) fn runtime_problem(runtime: Option<&v1::RuntimeStatus>) -> Option<Str
 
 /// Of a boot or a version, which stand in records many times over.
 fn clip_name(text: &str) -> String {
-    clip_to(text, NAME_BYTES)
+    clipped(text, NAME_BYTES).to_owned()
 }
 
 /// What an observation says about memory. What is wired now may be a model of ours, so it is not held against the node
