@@ -141,7 +141,7 @@ fn of_node(seen: &Seen<'_>) -> v1::NodeDiagnosis {
         ));
     }
     checks.extend(observed.iter().flat_map(|seen| &seen.checks).take(MOST_CHECKS).cloned());
-    checks.extend(seen.may_restart.map(of_restarts));
+    checks.extend(seen.may_restart.and_then(of_restarts));
     v1::NodeDiagnosis {
         node_id: seen.node.to_string(),
         hardware_model: text(|seen| &seen.hardware_model).to_owned(),
@@ -150,11 +150,13 @@ fn of_node(seen: &Seen<'_>) -> v1::NodeDiagnosis {
     }
 }
 
-fn of_restarts(may_restart: &MayRestart) -> v1::Check {
+/// Nothing of an agent that has not said, or cannot.
+fn of_restarts(may_restart: &MayRestart) -> Option<v1::Check> {
     let of = |level, seen: &str, next_step| check("restarts", level, seen, next_step);
-    match may_restart {
+    Some(match may_restart {
+        MayRestart::Unknown => return None,
         MayRestart::Yes => of(v1::CheckLevel::Ok, "it is restarted by itself when nothing else helps", ""),
-        MayRestart::Unknown | MayRestart::No => {
+        MayRestart::No => {
             of(v1::CheckLevel::Ok, "it is never restarted by itself: its agent is not allowed to", "")
         }
         MayRestart::Refuses(problem) => of(
@@ -162,7 +164,7 @@ fn of_restarts(may_restart: &MayRestart) -> v1::Check {
             &format!("it may be restarted by itself, and would not be: {problem}"),
             "mend that, or know that this node stays out for the night when it needs a restart",
         ),
-    }
+    })
 }
 
 /// Whether all nodes have the same of what a gang needs the same of.
@@ -414,10 +416,12 @@ mod tests {
         macs[0].may_restart = Some(MayRestart::Refuses("FileVault is on".to_owned()));
         let seen = "it may be restarted by itself, and would not be: FileVault is on".to_owned();
         assert_eq!(of_restarts(&macs), Some((v1::CheckLevel::Warn, seen)));
-        for well in [MayRestart::Yes, MayRestart::No, MayRestart::Unknown] {
+        for well in [MayRestart::Yes, MayRestart::No] {
             macs[0].may_restart = Some(well);
             assert_eq!(of_restarts(&macs).unwrap().0, v1::CheckLevel::Ok);
         }
+        macs[0].may_restart = Some(MayRestart::Unknown);
+        assert_eq!(of_restarts(&macs), None, "it has not said");
     }
 
     #[test]

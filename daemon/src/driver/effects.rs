@@ -189,8 +189,7 @@ impl Driver {
             Command::RestartMachine { command_id, boot_id, cause, reason } => {
                 // What is not on record could be asked for again by the next controller.
                 if self.unrecorded_nodes.contains(node) {
-                    let problem = "the controller could not write down that it asks for it".to_owned();
-                    queue.push_back(Event::CommandRefused { node: node.clone(), command_id, problem });
+                    queue.push_back(Event::CommandWithheld { node: node.clone(), command_id });
                     return;
                 }
                 let cause = convert::restart_cause(cause).into();

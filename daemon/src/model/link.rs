@@ -87,6 +87,12 @@ impl Link {
         [&self.a, &self.b].into_iter().find(|end| end.node == *node)
     }
 
+    /// Whether this is its name.
+    #[must_use]
+    pub fn is_called(&self, name: &LinkName) -> bool {
+        self.kind == name.kind && self.a.node == name.a && self.b.node == name.b
+    }
+
     /// What tells it from every other one.
     #[must_use]
     pub fn name(&self) -> LinkName {

@@ -84,13 +84,36 @@ pub struct LinkRecord {
     pub pace: Option<LinkPace>,
     /// The best it ever did.
     pub best: Option<LinkPace>,
+    /// It has failed since it passed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub doubted: bool,
+    /// A test of it is under way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_way: bool,
+    /// Tests of it in a row in which the machine at one end went down.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub went_down: u8,
+}
+
+fn is_none(count: &u8) -> bool {
+    *count == 0
 }
 
 impl LinkRecord {
     /// Of a link that was never tried.
     #[must_use]
     pub fn new(other: NodeId, kind: LinkKind) -> Self {
-        Self { other, kind, tried_unix_ms: 0, passed_in: None, pace: None, best: None }
+        Self {
+            other,
+            kind,
+            tried_unix_ms: 0,
+            passed_in: None,
+            pace: None,
+            best: None,
+            doubted: false,
+            under_way: false,
+            went_down: 0,
+        }
     }
 }
 

@@ -105,37 +105,48 @@ impl Machine {
         let is_ours = |link: &&Link| {
             matches!(link.kind, LinkKind::Rdma | LinkKind::Thunderbolt) && link.end_at(id).is_some()
         };
-        let words: Vec<(String, Word)> = self
-            .links
-            .iter()
-            .filter(is_ours)
-            .map(|link| (link.name().to_string(), self.word_on_link(now, link)))
-            .collect();
+        let words: Vec<(&Link, Word)> =
+            self.links.iter().filter(is_ours).map(|link| (link, self.word_on_link(now, link))).collect();
         if words.is_empty() {
             return None;
         }
-        let told = |is: fn(&Word) -> bool| {
-            let told: Vec<String> = words
-                .iter()
-                .filter(|(_, word)| is(word))
-                .map(|(name, word)| format!("{name} {word}"))
-                .collect();
+        let told = |is: &dyn Fn(&Link, &Word) -> bool| {
+            let told = words.iter().filter(|(link, word)| is(link, word));
+            let told: Vec<String> = told.map(|(link, word)| format!("{} {word}", link.name())).collect();
             (!told.is_empty()).then(|| told.join("; "))
         };
         let step = |is_done, reason, message| Some(Step::new("LinksProven", is_done, reason, message));
-        if let Some(message) = told(|word| matches!(word, Word::Failed(_))) {
+        let has_failed = |word: &Word| matches!(word, Word::Failed(_));
+        // A cable has two links, and carries a gang over one of them.
+        let has_another = |link: &Link| {
+            let other =
+                |(of, _): &&(&Link, Word)| of.joins(&link.a.node, &link.b.node) && of.kind != link.kind;
+            words.iter().find(other).is_some_and(|(_, word)| matches!(word, Word::Passed { .. }))
+        };
+        if let Some(message) = told(&|link, word| has_failed(word) && !has_another(link)) {
             return step(Some(false), "Failed", message);
         }
-        if let Some(message) = told(|word| matches!(word, Word::UnderWay | Word::Awaited)) {
-            // One that cannot run workers cannot try links, and says so elsewhere.
-            let can_run = self.nodes.get(id).is_some_and(|node| node.facts.runtime_problem.is_none());
-            let is_done = can_run.then_some(false);
-            return step(is_done, if can_run { "BeingTried" } else { "NotTried" }, message);
+        // One that cannot run workers cannot try links, and says so of itself.
+        let can_run =
+            |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.facts.runtime_problem.is_none());
+        let is_open = |word: &Word| matches!(word, Word::UnderWay | Word::Awaited);
+        if let Some(message) =
+            told(&|link, word| is_open(word) && can_run(&link.a.node) && can_run(&link.b.node))
+        {
+            return step(Some(false), "BeingTried", message);
         }
-        if let Some(message) = told(|word| matches!(word, Word::NotMade(_) | Word::Untried)) {
+        if let Some(message) = told(&|_, word| {
+            is_open(word) || matches!(word, Word::NotMade(_) | Word::CannotBe(_) | Word::Untried)
+        }) {
             return step(None, "NotTried", message);
         }
-        if let Some(message) = told(|word| matches!(word, Word::Passed { is_slow: true, .. })) {
+        if let Some(message) = told(&|_, word| has_failed(word)) {
+            return step(Some(true), "InPart", message);
+        }
+        if let Some(message) = told(&|_, word| matches!(word, Word::Doubted)) {
+            return step(Some(true), "Doubted", message);
+        }
+        if let Some(message) = told(&|_, word| matches!(word, Word::Passed { is_slow: true, .. })) {
             return step(Some(true), "Slow", message);
         }
         step(Some(true), "Passed", String::new())

@@ -422,6 +422,13 @@ pub enum Event {
         /// Its end.
         exit: WorkerExit,
     },
+    /// A command was not sent, because what must be on record before it is not.
+    CommandWithheld {
+        /// For whom it was.
+        node: NodeId,
+        /// The command.
+        command_id: u64,
+    },
     /// An agent refused a command.
     CommandRefused {
         /// Where.

@@ -118,6 +118,7 @@ impl Machine {
         for node in self.nodes.values_mut() {
             node.forgive_absence(now, absent_ms);
         }
+        self.forgive_link_tests(now, absent_ms);
         for id in &self.open_jobs {
             let Some(job) = self.jobs.get_mut(id) else { continue };
             for worker in job.workers.values_mut() {

@@ -199,7 +199,7 @@ impl Machine {
     }
 
     /// What the ranks would talk over if nothing of the job ran.
-    fn links_of_ideal(&self, id: JobId) -> Vec<Link> {
+    pub(super) fn links_of_ideal(&self, id: JobId) -> Vec<Link> {
         match self.jobs.get(&id).map(|job| job.ladder.ideal.current()) {
             Some(Layout::Gangs { gangs, .. }) => {
                 gangs.iter().flat_map(|gang| gang.links.iter().cloned()).collect()

@@ -85,9 +85,10 @@ impl Machine {
             health.up_since_mono_ms = is_up.then_some(now.mono_ms);
             health.has_failed = true;
             health.penalty.add(now.mono_ms, half_life_ms);
+            self.end_tests_of(&link.name());
             self.doubt_link(&link.name());
             if !is_up {
-                self.forget_tests_of_lost(now, &link.name());
+                self.forget_failure_of(now, &link.name());
             }
         }
         for link in &self.links {
@@ -166,8 +167,10 @@ impl Machine {
                 self.incidents.close(now, &outcome, |incident| {
                     incident.fault == Fault::LinkDown && incident.evidence.first() == Some(&evidence)
                 });
-                let message = format!("{name} is relied on again: it has held for {seconds} s");
-                self.emit(Severity::Info, "link-settled", Some(&name.a), None, message);
+                if !self.has_failed_its_test(&name) {
+                    let message = format!("{name} is relied on again: it has held for {seconds} s");
+                    self.emit(Severity::Info, "link-settled", Some(&name.a), None, message);
+                }
             }
         }
     }
@@ -216,6 +219,7 @@ impl Machine {
             !self.are_kept_apart(&link.a.node, &link.b.node)
                 && !self.link_health.unsettled.contains(&link.name())
                 && !self.awaits_test(link)
+                && !self.has_failed(link)
                 && (link.kind != LinkKind::Rdma || (has_starts(&link.a.node) && has_starts(&link.b.node)))
         };
         self.links.iter().filter(relied).cloned().collect()
@@ -237,7 +241,16 @@ impl Machine {
                 format!("not {by} {name}: it has failed, and must hold for {left} first")
             }
         };
-        self.link_health.unsettled.iter().map(|name| Reason::new("link-unsettled", text(name))).collect()
+        let unsettled = &self.link_health.unsettled;
+        let of_health = unsettled.iter().map(|name| Reason::new("link-unsettled", text(name)));
+        let failed = self.links.iter().filter(|link| {
+            self.has_failed(link) && !unsettled.contains(&link.name()) && !self.awaits_test(link)
+        });
+        let failed = failed.map(|link| {
+            let (name, word) = (link.name(), self.word_on_link(now, link));
+            Reason::new("link-unproven", format!("not over {name}: it {word}"))
+        });
+        of_health.chain(failed).collect()
     }
 
     /// What two nodes have lost: a link, or all that their cable was.

@@ -11,10 +11,13 @@
 //!
 //! What it promises:
 //! * a node has one test at a time, the cluster [`MOST_AT_ONCE`], and none is waited for longer than [`ANSWER_LIMIT_MS`];
-//! * a test that could not be made says nothing of the link; after [`MOST_NOT_MADE`] in a row nothing waits for one any more, and the
-//!   next gang over the link is its test;
-//! * a test over RDMA is made only where it leaves a start of this boot for the gang;
-//! * what has passed is on record, for the boots and versions at both ends: a controller that starts anew tries nothing twice.
+//! * a link that did not pass when it was tried last is in no plan before it has, or was plugged in again, or one end has started anew;
+//! * a test that could not be made says nothing of the link; after [`MOST_NOT_MADE`] in a row nothing waits for one for a while, and
+//!   the next gang over the link is its test;
+//! * a test over RDMA is made only where it leaves starts of this boot for gangs;
+//! * what has passed is on record, for the boots and versions at both ends: a controller that starts anew tries nothing twice. So are
+//!   tests that are under way, and machines that went down with them: a test that takes machines down is made twice, and then a few
+//!   times in a night, whatever became of the controller.
 //!
 //! ```text
 //!  awaited ──both can, one at a time──▶ being tried ──passed at both ends──▶ proven ──a new boot, other versions──▶ awaited
@@ -65,8 +68,12 @@ pub(super) const ANSWER_LIMIT_MS: u64 = LIMIT_MS + 10_000;
 /// So many tests in a row that could not be made, and no job waits for one.
 pub(super) const MOST_NOT_MADE: u32 = 3;
 
-/// RDMA starts that a test leaves at each end: its own, and one for the gang.
-const STARTS_NEEDED: u32 = 2;
+/// RDMA starts that a test needs at each end: its own, and it leaves a gang's, and one for when that is lost. A Mac with cables to
+/// four others would spend its boot's five on tests.
+const STARTS_NEEDED: u32 = 3;
+
+/// So many tests in a row in which a machine went down, and the link is left alone. One may have been restarted by somebody.
+const MOST_WENT_DOWN: u8 = 2;
 
 /// A link that does less than this of its best is told of. Two runs over the same cable differ by a few percent.
 const SLOW_PERCENT: u64 = 50;
@@ -122,55 +129,77 @@ impl Machine {
             return;
         }
         self.give_up_link_tests(now);
-        self.link_tests.is_calm = self.links.iter().all(|link| !is_cable(link) || self.has_passed(link));
+        let is_done = |link: &Link| (!is_cable(link) || self.has_passed(link)) && !self.has_failed(link);
+        self.link_tests.is_calm = self.links.iter().all(is_done);
         let awaited: Vec<LinkName> =
-            self.links.iter().filter(|link| self.must_pass_first(link)).map(Link::name).collect();
+            self.links.iter().filter(|link| self.must_pass_first(now, link)).map(Link::name).collect();
         if awaited != self.link_tests.awaited {
             self.link_tests.awaited = awaited;
             // What a plan may use has changed.
             self.links_version += 1;
         }
-        let wanted: Vec<Link> = self.links.iter().filter(|link| self.is_wanted(link)).cloned().collect();
+        let wanted: Vec<Link> = self.links.iter().filter(|link| self.is_wanted(now, link)).cloned().collect();
         for link in wanted {
             if self.link_tests.running.len() >= MOST_AT_ONCE {
                 return;
             }
             if self.may_try_now(now, &link) {
-                self.begin_link_test(now, &link);
+                self.try_link(now, &link);
             }
         }
     }
 
     /// Whether no plan may use a link before it has passed.
-    fn must_pass_first(&self, link: &Link) -> bool {
-        is_cable(link) && !self.has_passed(link) && self.can_be_tried(link) && !self.carries_a_gang(link)
+    fn must_pass_first(&self, now: Now, link: &Link) -> bool {
+        is_cable(link)
+            && !self.has_passed(link)
+            && !self.carries_a_gang(link)
+            && (self.is_being_tried(link) || self.can_be_tried(now, link))
     }
 
-    fn is_wanted(&self, link: &Link) -> bool {
-        let is_of =
-            |name: &LinkName| link.kind == name.kind && link.a.node == name.a && link.b.node == name.b;
-        self.link_tests.awaited.iter().any(is_of)
-            || self.link_tests.asked_for.iter().any(is_of)
-            // Nothing waits for it any more, but it may pass yet.
-            || (is_cable(link) && self.is_given_up(link) && !self.has_passed(link))
+    fn is_wanted(&self, now: Now, link: &Link) -> bool {
+        self.awaits_test(link)
+            || self.link_tests.asked_for.iter().any(|name| link.is_called(name))
+            // No plan uses it before it has passed, so nobody asks for it.
+            || (self.has_failed(link) && self.can_be_tried(now, link))
     }
 
-    fn is_given_up(&self, link: &Link) -> bool {
-        self.standing_of(link).is_some_and(|standing| standing.not_made >= MOST_NOT_MADE)
+    /// Whether a test of it is worth waiting for now.
+    fn can_be_tried(&self, now: Now, link: &Link) -> bool {
+        let is_given_up = self.standing_of(link).is_some_and(|standing| {
+            standing.not_made >= MOST_NOT_MADE && standing.not_before_mono_ms > now.mono_ms
+        });
+        !is_given_up && self.keeps_from_trying(link).is_none()
     }
 
-    /// Whether a test of it is worth waiting for.
-    fn can_be_tried(&self, link: &Link) -> bool {
+    /// Why a link cannot be tried as its ends are.
+    fn keeps_from_trying(&self, link: &Link) -> Option<&'static str> {
         let Some((a, b)) = self.nodes.get(&link.a.node).zip(self.nodes.get(&link.b.node)) else {
-            return false;
+            return Some("one of its ends is not known");
         };
-        let is_about = |node: &Node| node.session.is_some() && node.facts.tests_links;
-        is_about(a)
-            && is_about(b)
-            && !self.are_kept_apart(&a.id, &b.id)
-            && !self.is_given_up(link)
-            && (link.kind != LinkKind::Rdma
-                || (a.affords_rdma_test() && b.affords_rdma_test() && meeting_place(a, b).is_some()))
+        let is_rdma = link.kind == LinkKind::Rdma;
+        if a.session.is_none() || b.session.is_none() {
+            Some("one of its ends is not connected")
+        } else if !a.facts.tests_links || !b.facts.tests_links {
+            Some("the agent at one of its ends does not try links")
+        } else if self.are_kept_apart(&a.id, &b.id) {
+            Some("its ends have different versions")
+        } else if is_rdma && !(a.affords_rdma_test() && b.affords_rdma_test()) {
+            Some("few of the RDMA starts of this boot are left, and those are for gangs")
+        } else if is_rdma && meeting_place(a, b).is_none() {
+            Some("its ends have no network in common but cables")
+        } else {
+            None
+        }
+    }
+
+    fn is_being_tried(&self, link: &Link) -> bool {
+        self.link_tests.running.values().any(|test| link.is_called(&test.name))
+    }
+
+    /// Whether a node is an end of a link that is being tried.
+    pub(super) fn tries_a_link(&self, node: &NodeId) -> bool {
+        self.link_tests.running.values().any(|test| test.name.is_at(node))
     }
 
     /// A gang that uses it is as good as a test. One that a controller before this one started may use any link between its nodes.
@@ -185,7 +214,7 @@ impl Machine {
         let Some((a, b)) = self.nodes.get(&link.a.node).zip(self.nodes.get(&link.b.node)) else {
             return false;
         };
-        let is_busy = |node: &Node| self.link_tests.running.values().any(|test| test.name.is_at(&node.id));
+        let is_busy = |node: &Node| self.tries_a_link(&node.id);
         let is_early =
             self.standing_of(link).is_some_and(|standing| standing.not_before_mono_ms > now.mono_ms);
         a.can_try_links()
@@ -198,6 +227,16 @@ impl Machine {
             && (link.kind != LinkKind::Rdma || (a.affords_rdma_test() && b.affords_rdma_test()))
     }
 
+    fn try_link(&mut self, now: Now, link: &Link) {
+        let went_down = self.went_down_around(link);
+        let answered_for = self.standing_of(link).map_or(0, |standing| standing.answered_for);
+        if went_down >= MOST_WENT_DOWN.max(answered_for.saturating_add(1)) {
+            self.on_link_fatal(now, &link.name(), went_down);
+        } else {
+            self.begin_link_test(now, link);
+        }
+    }
+
     fn begin_link_test(&mut self, now: Now, link: &Link) {
         let Some((a, b)) = self.nodes.get(&link.a.node).zip(self.nodes.get(&link.b.node)) else { return };
         let Some((of_a, of_b)) = a.session.as_ref().zip(b.session.as_ref()) else { return };
@@ -207,6 +246,12 @@ impl Machine {
             return;
         }
         let request_id = self.command_id();
+        // On record before it is begun: should this machine go down with it, the next controller knows.
+        if let Some(standing) = self.standing_mut(&link.name()) {
+            standing.record.under_way = true;
+            standing.unheard.clear();
+            self.record_node(&link.a.node);
+        }
         let launch = Arc::new(self.pair_launch(link, meeting));
         for (rank, end) in (0..).zip([&link.a, &link.b]) {
             let command =
@@ -248,23 +293,43 @@ impl Machine {
         }
     }
 
-    /// A node connected: what its links could not be tried for may have been its former boot, versions or agent.
-    pub(super) fn note_new_end(&mut self, id: &NodeId, before: &NodeFacts) {
+    /// A node connected: what its links could not be tried for, or did not pass for, may have been its former boot, versions or agent.
+    pub(super) fn note_new_end(&mut self, now: Now, id: &NodeId, before: &NodeFacts) {
         self.link_tests.is_calm = false;
+        // Those over its former connection.
+        self.give_up_link_tests(now);
         let Some(facts) = self.nodes.get(id).map(|node| &node.facts) else { return };
-        let is_as_before = facts.boot_id == before.boot_id
-            && facts.versions == before.versions
-            && facts.agent_instance_id == before.agent_instance_id;
-        if is_as_before {
-            return;
-        }
+        let is_another_boot = facts.boot_id != before.boot_id;
+        // What an earlier controller knew of it is not known here.
+        let has_other_versions = !before.agent_instance_id.is_empty() && facts.versions != before.versions;
+        let is_another = is_another_boot || has_other_versions;
+        let is_as_before = !is_another && facts.agent_instance_id == before.agent_instance_id;
+        let mut changed = Vec::new();
         for node in self.nodes.values_mut() {
             let is_own = node.id == *id;
-            for standing in node.links_tried.iter_mut().filter(|standing| is_own || standing.other == *id) {
+            let of_it = |standing: &&mut Standing| is_own || standing.record.other == *id;
+            for standing in node.links_tried.iter_mut().filter(of_it) {
+                if standing.note_heard(id, is_another_boot) {
+                    changed.push(node.id.clone());
+                }
+                // That a machine was started anew is what came of the tests that took it down.
+                let is_fatal = standing.answered_for > 0 && !has_other_versions;
+                if is_as_before || is_fatal {
+                    continue;
+                }
+                if has_other_versions && standing.forgive() {
+                    changed.push(node.id.clone());
+                }
                 standing.not_made = 0;
                 standing.obstacle = None;
                 standing.not_before_mono_ms = 0;
+                if is_another && standing.failed.take().is_some() {
+                    self.links_version += 1;
+                }
             }
+        }
+        for node in changed {
+            self.record_node(&node);
         }
     }
 
@@ -273,19 +338,41 @@ impl Machine {
         self.link_tests.is_calm = false;
     }
 
-    /// Links that are not there any more await nothing.
-    pub(super) fn forget_tests_of_lost(&mut self, now: Now, name: &LinkName) {
+    /// A link was lost, or has other ends: what a test of it says is said of nothing. That may be all that is seen yet of a machine
+    /// that went down with it.
+    pub(super) fn end_tests_of(&mut self, name: &LinkName) {
+        let before = self.link_tests.running.len();
+        self.link_tests.running.retain(|_, test| test.name != *name);
+        if self.link_tests.running.len() < before
+            && let Some(standing) = self.known_standing_mut(name)
+        {
+            standing.unheard = BTreeSet::from([name.a.clone(), name.b.clone()]);
+        }
+    }
+
+    /// A link is gone. Plugged in again it is another one, of which nothing is known.
+    pub(super) fn forget_failure_of(&mut self, now: Now, name: &LinkName) {
+        if let Some(standing) = self.known_standing_mut(name) {
+            standing.failed = None;
+        }
         let evidence = evidence_of(name);
         self.incidents.close(now, "the link is gone", |incident| {
             incident.fault == Fault::LinkUnproven && incident.evidence.first() == Some(&evidence)
         });
     }
 
+    /// This controller did not run, and heard no answers.
+    pub(super) fn forgive_link_tests(&mut self, now: Now, absent_ms: u64) {
+        for test in self.link_tests.running.values_mut() {
+            test.since_mono_ms = now.mono_ms.min(test.since_mono_ms + absent_ms);
+        }
+    }
+
     /// Before a job changes to a way over these links: those that must pass first are asked for. Returns whether there are any.
     pub(super) fn ask_for_tests(&mut self, now: Now, links: &[Link]) -> bool {
         let must = |link: &&Link| {
-            let is_sure = self.has_passed(link) && self.standing_of(link).is_none_or(|of| !of.is_doubted);
-            !is_sure && self.can_be_tried(link) && !self.carries_a_gang(link)
+            let is_sure = self.has_passed(link) && self.standing_of(link).is_none_or(|of| !of.record.doubted);
+            !is_sure && self.can_be_tried(now, link) && !self.carries_a_gang(link)
         };
         let names: BTreeSet<LinkName> = links.iter().filter(must).map(Link::name).collect();
         if names.is_empty() {
@@ -303,9 +390,13 @@ impl Machine {
 
     /// Whether a plan may not use it yet.
     pub(super) fn awaits_test(&self, link: &Link) -> bool {
-        let is_of =
-            |name: &LinkName| link.kind == name.kind && link.a.node == name.a && link.b.node == name.b;
-        self.link_tests.awaited.iter().any(is_of)
+        self.link_tests.awaited.iter().any(|name| link.is_called(name))
+    }
+
+    /// Of these links one that is asked for before a job changes to them.
+    pub(super) fn asked_of(&self, links: &[Link]) -> Option<LinkName> {
+        let is_asked = |link: &&Link| self.link_tests.asked_for.iter().any(|name| link.is_called(name));
+        links.iter().find(is_asked).map(Link::name)
     }
 
     /// Of the links between these nodes those that are being tried, or will be as soon as it is their turn.

@@ -135,6 +135,7 @@ impl Machine {
                 self.learn_answer(now, &node, worker, &canary_tokens);
             }
             Event::WorkerExited { node, exit } => self.on_worker_exited(now, &node, &exit),
+            Event::CommandWithheld { node, command_id } => self.on_restart_withheld(&node, command_id),
             Event::CommandRefused { node, command_id, problem } => {
                 self.on_command_refused(now, &node, command_id, problem);
             }

@@ -263,6 +263,10 @@ impl Machine {
         }
         let own = self.found(now, id, Sought::Own);
         let Some(job) = self.jobs.get_mut(&id) else { return own };
+        if job.workers.is_empty() && matches!(*own, Layout::Pending(_)) {
+            // Whether it can run is about to be known; how long it could not goes on.
+            return own;
+        }
         let refused = match own.as_ref() {
             Layout::Refused(reasons) if job.workers.is_empty() => Some(reasons),
             _ => None,

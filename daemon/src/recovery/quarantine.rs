@@ -8,11 +8,14 @@
 //! the controller.
 
 use super::{event::Now, incidents::Opening, machine::Machine, state::Node};
-use crate::model::{Fault, NodeId, Quarantine, Severity};
+use crate::model::{Fault, NodeId, Quarantine, Severity, clipped};
 
 /// How long after one sign of a fault the other is of the same. Agents see the counter within a second or two and the end of a
 /// worker at once; a machine that has just restarted its GPU is late with everything.
 const ONE_FAULT_MS: u64 = 15_000;
+
+/// Of why a node is in quarantine: its record has to fit a value of the ledger.
+pub(super) const MOST_REASON_BYTES: usize = 300;
 
 /// The newest fault of a GPU.
 #[derive(Clone, Debug, Default)]
@@ -167,6 +170,7 @@ impl Machine {
             (self.policy.gpu_faults_before_quarantine, self.policy.gpu_fault_window_ms / 60_000);
         let Some(node) = self.nodes.get_mut(id) else { return };
         let reason = format!("{faults} GPU faults within {window_minutes} minutes, the last: {cause}");
+        let reason = clipped(&reason, MOST_REASON_BYTES).to_owned();
         node.quarantine =
             Some(Quarantine { until_unix_ms: now.unix_ms.saturating_add(for_ms), reason: reason.clone() });
         self.record_node(id);

@@ -26,14 +26,14 @@ use super::{
     state::{Job, Node},
 };
 use crate::model::{
-    Fault, JobState, LinkKind, Mode, NodeId, Restart, RestartCause, RestartOutcome, Severity,
+    Fault, JobState, LinkKind, Mode, NodeId, Restart, RestartCause, RestartOutcome, Severity, clipped,
 };
 
 /// Restarts kept on a node's record: of each of the two causes one that was made within a day, and the refusals of the boot.
-const MOST_KEPT: usize = 2 * (1 + rules::MOST_REFUSALS as usize);
+pub(super) const MOST_KEPT: usize = 2 * (1 + rules::MOST_REFUSALS as usize);
 
 /// Of an agent's sentence: a node's record has to fit a value of the ledger, 6 KiB.
-const MOST_REFUSAL_BYTES: usize = 250;
+pub(super) const MOST_REFUSAL_BYTES: usize = 250;
 
 const DAY_MS: u64 = 24 * 3_600_000;
 
@@ -100,6 +100,9 @@ impl Machine {
         let ids: Vec<NodeId> = concerned.map(|node| node.id.clone()).collect();
         for id in ids {
             self.look_after_restart(now, &id);
+            if !self.policy.reboots {
+                continue;
+            }
             let is_idle =
                 self.nodes.get(&id).is_some_and(|node| node.restart_cause().is_some()) && self.is_idle(&id);
             let Some(node) = self.nodes.get_mut(&id) else { continue };
@@ -120,7 +123,8 @@ impl Machine {
         let last_refusal = node.refusals(cause).last().map(|refusal| refusal.asked_unix_ms);
         let facts = RestartFacts {
             consent: match node.facts.may_restart {
-                MayRestart::Unknown | MayRestart::No => Consent::NotAllowed,
+                MayRestart::Unknown => Consent::NotTold,
+                MayRestart::No => Consent::NotAllowed,
                 MayRestart::Refuses(_) => Consent::Refuses,
                 MayRestart::Yes => Consent::Given,
             },
@@ -151,7 +155,10 @@ impl Machine {
             Others::Missing
         } else if outcome(&RestartOutcome::Asked) {
             Others::Restarting
-        } else if others().any(|node| !node.is_in_session() && self.holds_something(&node.id)) {
+        } else if others().any(|node| {
+            // One that was given up is waited for no longer.
+            !node.is_in_session() && !node.silence.is_answered() && self.holds_something(&node.id)
+        }) {
             Others::Unheard
         } else {
             Others::Heard
@@ -167,15 +174,16 @@ impl Machine {
         self.nodes.get(id).is_some_and(is_settled) && !self.holds_something(id)
     }
 
-    /// Workers, rows, or launches of which a restarted controller does not know yet what became of them. Of jobs that are over, too:
-    /// a worker that nobody wants any more is still one.
+    /// Workers, rows, a test of a link, or launches of which a restarted controller does not know yet what became of them. Of jobs that
+    /// are over, too: a worker that nobody wants any more is still one.
     fn holds_something(&self, id: &NodeId) -> bool {
-        self.jobs.values().any(|job| {
-            job.workers.contains_key(id)
-                || job.leases.values().any(|lease| lease.node == *id)
-                || (!job.record.state.is_over()
-                    && job.record.launches.iter().any(|launch| launch.node == *id))
-        })
+        self.tries_a_link(id)
+            || self.jobs.values().any(|job| {
+                job.workers.contains_key(id)
+                    || job.leases.values().any(|lease| lease.node == *id)
+                    || (!job.record.state.is_over()
+                        && job.record.launches.iter().any(|launch| launch.node == *id))
+            })
     }
 
     /// Whether a job that may run now would have something of it.
@@ -214,6 +222,7 @@ impl Machine {
             node.restarts.remove(refusal.unwrap_or(0));
         }
         node.restart_command = Some(command_id);
+        node.restart_asked_mono_ms = now.mono_ms;
         node.idle_since_mono_ms = None;
         self.record_node(id);
         self.send(id, Command::RestartMachine { command_id, boot_id, cause, reason: reason.clone() });
@@ -235,7 +244,10 @@ impl Machine {
             return false;
         };
         node.restart_command = None;
-        let problem = clipped(problem).to_owned();
+        let problem = clipped(problem, MOST_REFUSAL_BYTES).to_owned();
+        // The newest says why; how many there were is enough to know of those before it.
+        let refusals = node.restarts.iter_mut().filter(|restart| restart.outcome.is_refusal());
+        refusals.for_each(|restart| restart.outcome = RestartOutcome::Refused(String::new()));
         self.end_restart(id, RestartOutcome::Refused(problem.clone()));
         self.redirect_need(id, &format!("it is not restarted by itself: {problem}"));
         let message = format!("{id} refuses to restart: {problem}");
@@ -243,13 +255,34 @@ impl Machine {
         true
     }
 
+    /// What was to be asked could not be written down, so that nobody was asked. It is, when it can be.
+    pub(super) fn on_restart_withheld(&mut self, id: &NodeId, command_id: u64) {
+        let Some(node) = self.nodes.get_mut(id).filter(|node| node.restart_command == Some(command_id))
+        else {
+            return;
+        };
+        node.restart_command = None;
+        node.restarts.pop();
+        self.record_node(id);
+        let action = "the controller cannot write down that it is restarted, and tries again";
+        self.redirect_need(id, action);
+        self.emit(
+            Severity::Warning,
+            "restart-withheld",
+            Some(id),
+            None,
+            format!("{id} is not restarted yet: {action}"),
+        );
+    }
+
     /// One that was told to restart and did not go down, or did not come back.
     fn look_after_restart(&mut self, now: Now, id: &NodeId) {
         let Some(node) = self.nodes.get(id) else { return };
         let Some(restart) = node.restart_under_way() else { return };
-        let since_ms = now.unix_ms.saturating_sub(restart.asked_unix_ms);
+        // By the clock that nobody sets; of a restart that an earlier controller asked for, since this one began to listen.
+        let since_ms = now.mono_ms.saturating_sub(node.restart_asked_mono_ms);
         let is_told = restart.outcome == RestartOutcome::Missing;
-        let minutes = since_ms / 60_000;
+        let minutes = now.unix_ms.saturating_sub(restart.asked_unix_ms) / 60_000;
         if node.is_in_session() && since_ms >= GO_DOWN_MS {
             // Its agent has on record what it was told. One that would restart now was told nothing.
             let (outcome, what) = match node.facts.may_restart {
@@ -311,6 +344,10 @@ impl Machine {
     pub(super) fn keeps_sentence(&self, now: Now, node: &Node, keeps: Keeps) -> String {
         match keeps {
             Keeps::Off => "restarts are off in the controller's configuration (reboots.enabled)".to_owned(),
+            Keeps::NotTold => {
+                "its agent does not say that it may; install the same Nightshift there and allow it"
+                    .to_owned()
+            }
             Keeps::NotAllowed => {
                 "its agent is not allowed to ([reboot] allow = true in the configuration there)".to_owned()
             }
@@ -366,11 +403,6 @@ impl Machine {
             ),
         }
     }
-}
-
-fn clipped(problem: &str) -> &str {
-    let end = (0..=MOST_REFUSAL_BYTES.min(problem.len())).rev().find(|end| problem.is_char_boundary(*end));
-    &problem[..end.unwrap_or(0)]
 }
 
 /// Whether it runs, or is to run, as a gang.

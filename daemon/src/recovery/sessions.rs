@@ -57,7 +57,7 @@ impl Machine {
         self.on_boot_facts(now, &id, boot);
         // Who may be in one gang has changed.
         self.links_version += u64::from(before.versions != facts.versions);
-        self.note_new_end(&id, &before);
+        self.note_new_end(now, &id, &before);
         self.refresh_links(now);
         // In another boot, or with other versions, its cables have proven nothing.
         self.mind_link_tests(now);
@@ -426,6 +426,7 @@ impl Node {
             links_tried: Vec::new(),
             restarts: Vec::new(),
             restart_command: None,
+            restart_asked_mono_ms: 0,
             idle_since_mono_ms: None,
         }
     }
@@ -451,13 +452,13 @@ impl Node {
 
     /// A node as a controller before this one knew it.
     pub(super) fn remembered(record: NodeRecord) -> Self {
-        let mut node = Self::new(record.id);
+        let mut node = Self::new(record.id.clone());
         node.draining = record.draining;
         node.last_seen_unix_ms = record.last_seen_unix_ms;
         node.facts.boot_id = record.boot_id;
         node.gpu_faults_unix_ms = record.gpu_faults_unix_ms;
         node.quarantine = record.quarantine;
-        node.links_tried = record.links.into_iter().map(Standing::of).collect();
+        node.links_tried = record.links.into_iter().map(|link| Standing::of(link, &record.id)).collect();
         node.restarts = record.restarts;
         node
     }

@@ -61,6 +61,8 @@ pub struct Node {
     pub(super) restarts: Vec<Restart>,
     /// The number of the newest command to restart, in this run.
     pub(super) restart_command: Option<u64>,
+    /// When it was given; 0 if not in this run.
+    pub(super) restart_asked_mono_ms: u64,
     /// Since when it has needed a restart and done nothing.
     pub(super) idle_since_mono_ms: Option<u64>,
 }

@@ -12,6 +12,7 @@ mod gpu;
 mod kit;
 mod ladder;
 mod learning;
+mod link_faults;
 mod link_records;
 mod link_tests;
 mod links;

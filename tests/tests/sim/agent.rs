@@ -148,6 +148,9 @@ pub(crate) struct Agent {
     pub(crate) rdma_up: bool,
     /// Nothing can be started over RDMA until the machine is, though everything looks well.
     pub(crate) is_wedged: bool,
+    /// Its machine goes down with each test over RDMA.
+    pub(crate) panics_over_rdma: bool,
+    pub(crate) panics: u32,
     pub(crate) boot_facts: BootFacts,
     /// Restarts of its GPU in this boot.
     pub(crate) gpu_restarts: u64,
@@ -203,6 +206,8 @@ impl Agent {
             }
         }
         self.down.clear();
+        // Its answer would be nobody's.
+        self.link_test = None;
     }
 
     /// The worker's process is gone.

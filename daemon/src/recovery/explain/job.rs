@@ -161,9 +161,11 @@ impl Machine {
         if let Some(up) = self.way_up(now, id) {
             let waits_ms = up.settle_ms.saturating_sub(up.held_ms);
             let held = format!("{} has been possible for {}", up.to, span(up.held_ms));
+            let asked = self.asked_of(&self.links_of_ideal(id));
+            let first = asked.map_or_else(String::new, |name| format!("; {name} is tried before that"));
             let sentence = match (waits_ms, up.left_ms) {
                 (0, Some(left_ms)) => format!(
-                    "{held}; what is left takes {} as it runs now, which pays for loading ({})",
+                    "{held}; what is left takes {} as it runs now, which pays for loading ({}){first}",
                     span(left_ms),
                     span(up.load_ms)
                 ),

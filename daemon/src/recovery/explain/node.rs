@@ -61,6 +61,9 @@ impl Machine {
             Some((_, Some(keeps))) => {
                 format!("{why}; it is not restarted by itself: {}", self.keeps_sentence(now, node, keeps))
             }
+            _ if self.storage_problem.is_some() => {
+                format!("{why}; it is not restarted while the controller cannot write that down")
+            }
             _ => format!("{why}; it is about to be restarted"),
         };
         Ruling::keeps("restart", sentence)

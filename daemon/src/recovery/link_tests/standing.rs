@@ -1,5 +1,7 @@
 //! What is known of a link from trying it: in memory, on record, and of which boots and versions it holds.
 
+use std::collections::BTreeSet;
+
 use crate::{
     model::{Link, LinkKind, LinkName, LinkRecord, NodeId},
     recovery::{facts::NodeFacts, machine::Machine, state::Node},
@@ -16,11 +18,7 @@ pub(in crate::recovery) const MOST_WRITTEN: usize = 12;
 /// What is known of a link from trying it, kept with the node at its first end.
 #[derive(Clone, PartialEq, Debug)]
 pub(in crate::recovery) struct Standing {
-    pub(super) other: NodeId,
-    kind: LinkKind,
     pub(super) record: LinkRecord,
-    /// It has failed since it passed.
-    pub(super) is_doubted: bool,
     /// Why it did not pass when it was tried last.
     pub(super) failed: Option<String>,
     /// Tests in a row that could not be made.
@@ -29,22 +27,26 @@ pub(in crate::recovery) struct Standing {
     pub(super) obstacle: Option<String>,
     /// Not tried before this.
     pub(super) not_before_mono_ms: u64,
+    /// The ends of which it is not known whether their machines have outlived the newest test.
+    pub(super) unheard: BTreeSet<NodeId>,
+    /// So many tests in which machines went down have been answered for: the link was left alone for them.
+    pub(super) answered_for: u8,
 }
 
 impl Node {
     fn standing(&self, other: &NodeId, kind: LinkKind) -> Option<&Standing> {
-        self.links_tried.iter().find(|standing| standing.kind == kind && standing.other == *other)
+        self.links_tried.iter().find(|standing| standing.is_to(other, kind))
     }
 
     fn standing_mut(&mut self, other: &NodeId, kind: LinkKind) -> &mut Standing {
-        let found = self.links_tried.iter().position(|of| of.kind == kind && of.other == *other);
+        let found = self.links_tried.iter().position(|of| of.is_to(other, kind));
         let at = found.unwrap_or_else(|| {
             if self.links_tried.len() >= MOST_REMEMBERED {
                 let oldest =
                     (0..self.links_tried.len()).min_by_key(|at| self.links_tried[*at].record.tried_unix_ms);
                 oldest.map(|at| self.links_tried.remove(at));
             }
-            self.links_tried.push(Standing::of(LinkRecord::new(other.clone(), kind)));
+            self.links_tried.push(Standing::of(LinkRecord::new(other.clone(), kind), &self.id));
             self.links_tried.len() - 1
         });
         &mut self.links_tried[at]
@@ -53,25 +55,58 @@ impl Node {
     /// What is written down of it.
     pub(in crate::recovery) fn link_records(&self) -> Vec<LinkRecord> {
         let tried = self.links_tried.iter().map(|standing| &standing.record);
-        let mut records: Vec<&LinkRecord> = tried.filter(|record| record.tried_unix_ms > 0).collect();
-        records.sort_by_key(|record| std::cmp::Reverse(record.tried_unix_ms));
+        let is_news =
+            |record: &&LinkRecord| record.tried_unix_ms > 0 || record.under_way || record.went_down > 0;
+        let mut records: Vec<&LinkRecord> = tried.filter(is_news).collect();
+        records.sort_by_key(|record| {
+            std::cmp::Reverse((record.under_way || record.went_down > 0, record.tried_unix_ms))
+        });
         records.into_iter().take(MOST_WRITTEN).cloned().collect()
     }
 }
 
 impl Standing {
-    /// As it was written down.
-    pub(in crate::recovery) fn of(record: LinkRecord) -> Self {
+    /// As it was written down at this node.
+    pub(in crate::recovery) fn of(record: LinkRecord, node: &NodeId) -> Self {
+        // A controller that ended amid a test may have gone down with a machine that is an end of it.
+        let ends = [node.clone(), record.other.clone()];
+        let unheard = if record.under_way { BTreeSet::from(ends) } else { BTreeSet::new() };
         Self {
-            other: record.other.clone(),
-            kind: record.kind,
             record,
-            is_doubted: false,
             failed: None,
             not_made: 0,
             obstacle: None,
             not_before_mono_ms: 0,
+            unheard,
+            answered_for: 0,
         }
+    }
+
+    fn is_to(&self, other: &NodeId, kind: LinkKind) -> bool {
+        self.record.kind == kind && self.record.other == *other
+    }
+
+    /// A machine is there again, or still. Returns whether what is written down has changed.
+    pub(super) fn note_heard(&mut self, node: &NodeId, is_another_boot: bool) -> bool {
+        if !self.unheard.remove(node) {
+            return false;
+        }
+        if is_another_boot {
+            self.record.went_down = self.record.went_down.saturating_add(1);
+        }
+        (is_another_boot || self.unheard.is_empty()) && self.end_under_way()
+    }
+
+    /// That machines went down counts no more. Returns whether it did.
+    pub(super) fn forgive(&mut self) -> bool {
+        self.answered_for = 0;
+        std::mem::take(&mut self.record.went_down) > 0
+    }
+
+    /// The newest test is over. Returns whether that is news.
+    pub(super) fn end_under_way(&mut self) -> bool {
+        self.unheard.clear();
+        std::mem::take(&mut self.record.under_way)
     }
 }
 
@@ -84,6 +119,18 @@ impl Machine {
         Some(self.nodes.get_mut(&name.a)?.standing_mut(&name.b, name.kind))
     }
 
+    /// Tests of this kind at its ends in which a machine went down: what brings a machine down does so over each of its cables.
+    pub(super) fn went_down_around(&self, link: &Link) -> u8 {
+        let is_end = |node: &NodeId| *node == link.a.node || *node == link.b.node;
+        let tried = self
+            .nodes
+            .values()
+            .flat_map(|node| node.links_tried.iter().map(move |of| (&node.id, &of.record)));
+        let around =
+            tried.filter(|(id, record)| record.kind == link.kind && (is_end(id) || is_end(&record.other)));
+        around.fold(0, |sum: u8, (_, record)| sum.saturating_add(record.went_down))
+    }
+
     /// In the boots and with the versions that both ends are in.
     pub(super) fn has_passed(&self, link: &Link) -> bool {
         let Some((a, b)) = self.nodes.get(&link.a.node).zip(self.nodes.get(&link.b.node)) else {
@@ -93,17 +140,25 @@ impl Machine {
         proof.is_some_and(|under| under == under_which(a, b))
     }
 
-    /// A link has failed: what it has passed was before that.
+    /// A link has failed: what it has passed was before that. The next controller knows it, too.
     pub(in crate::recovery) fn doubt_link(&mut self, name: &LinkName) {
-        let Some(node) = self.nodes.get_mut(&name.a) else { return };
-        if let Some(standing) =
-            node.links_tried.iter_mut().find(|of| of.kind == name.kind && of.other == name.b)
-        {
-            standing.is_doubted = true;
+        if let Some(standing) = self.known_standing_mut(name).filter(|standing| !standing.record.doubted) {
+            standing.record.doubted = true;
+            self.record_node(&name.a);
         }
     }
 
+    pub(super) fn known_standing_mut(&mut self, name: &LinkName) -> Option<&mut Standing> {
+        let tried = &mut self.nodes.get_mut(&name.a)?.links_tried;
+        tried.iter_mut().find(|standing| standing.is_to(&name.b, name.kind))
+    }
+
     /// Whether it did not pass when it was tried last.
+    pub(in crate::recovery) fn has_failed(&self, link: &Link) -> bool {
+        self.standing_of(link).is_some_and(|standing| standing.failed.is_some())
+    }
+
+    /// The same of a link by its name.
     pub(in crate::recovery) fn has_failed_its_test(&self, name: &LinkName) -> bool {
         let standing = self.nodes.get(&name.a).and_then(|node| node.standing(&name.b, name.kind));
         standing.is_some_and(|standing| standing.failed.is_some())

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Running, SLOW_PERCENT};
+use super::SLOW_PERCENT;
 use crate::{
     model::{Link, LinkPace, LinkRecord},
     recovery::{event::Now, ladder::span, machine::Machine},
@@ -19,8 +19,12 @@ pub(in crate::recovery) enum Word {
     UnderWay,
     /// It is to be tried.
     Awaited,
+    /// It has failed since it passed.
+    Doubted,
     /// It could not be tried, and why.
     NotMade(String),
+    /// As its ends are it cannot be tried, and why.
+    CannotBe(&'static str),
     /// Nothing tries it before it is needed.
     Untried,
 }
@@ -38,7 +42,11 @@ impl fmt::Display for Word {
             Self::Failed(why) => write!(f, "did not pass its test: {why}"),
             Self::UnderWay => f.write_str("is being tried"),
             Self::Awaited => f.write_str("is to be tried"),
+            Self::Doubted => f.write_str(
+                "has failed since it passed its test, and is tried before a running job changes to it",
+            ),
             Self::NotMade(why) => write!(f, "could not be tried: {why}"),
+            Self::CannotBe(why) => write!(f, "cannot be tried: {why}"),
             Self::Untried => f.write_str("is tried before a running job changes to it"),
         }
     }
@@ -47,8 +55,7 @@ impl fmt::Display for Word {
 impl Machine {
     /// How a link stands.
     pub(in crate::recovery) fn word_on_link(&self, now: Now, link: &Link) -> Word {
-        let is_of = |test: &&Running| test.name.kind == link.kind && link.joins(&test.name.a, &test.name.b);
-        if self.link_tests.running.values().any(|test| is_of(&test)) {
+        if self.is_being_tried(link) {
             return Word::UnderWay;
         }
         let standing = self.standing_of(link);
@@ -56,6 +63,9 @@ impl Machine {
             return Word::Failed(why);
         }
         if let Some(standing) = standing.filter(|_| self.has_passed(link)) {
+            if standing.record.doubted {
+                return Word::Doubted;
+            }
             let LinkRecord { pace, best, tried_unix_ms, .. } = standing.record;
             let is_slow =
                 pace.zip(best).is_some_and(|(pace, best)| best.is_much_better_than(pace, SLOW_PERCENT));
@@ -64,7 +74,7 @@ impl Machine {
         match standing.and_then(|standing| standing.obstacle.clone()) {
             _ if self.awaits_test(link) => Word::Awaited,
             Some(why) => Word::NotMade(why),
-            None => Word::Untried,
+            None => self.keeps_from_trying(link).map_or(Word::Untried, Word::CannotBe),
         }
     }
 }

@@ -39,7 +39,9 @@ pub struct RestartFacts {
 /// Whether an agent would restart its machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consent {
-    /// Its configuration does not let it, or it is of a version that cannot.
+    /// It has not said, or is of a version that cannot.
+    NotTold,
+    /// Its configuration does not let it.
     NotAllowed,
     /// It may, and would refuse now.
     Refuses,
@@ -65,6 +67,8 @@ pub enum Others {
 pub enum Keeps {
     /// The controller's configuration.
     Off,
+    /// Its agent, which does not say that it may.
+    NotTold,
     /// Its agent's configuration.
     NotAllowed,
     /// Somebody drained it.
@@ -98,6 +102,7 @@ pub enum Keeps {
 pub fn keeps_from_restart(facts: RestartFacts, policy: &Policy) -> Option<Keeps> {
     let keeps = match facts {
         _ if !policy.reboots => Keeps::Off,
+        RestartFacts { consent: Consent::NotTold, .. } => Keeps::NotTold,
         RestartFacts { consent: Consent::NotAllowed, .. } => Keeps::NotAllowed,
         RestartFacts { is_drained: true, .. } => Keeps::Drained,
         RestartFacts { is_same_again: true, .. } => Keeps::SameAgain,

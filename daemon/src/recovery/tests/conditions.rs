@@ -89,3 +89,26 @@ fn what_keeps_a_node_from_work_keeps_it_from_having_rejoined_and_a_node_alone_ha
     let told = [("LinksProven", None, "NotTried"), ("Rejoined", Some(true), "Done")];
     assert_eq!(way_back(&kit, "a")[2..], told, "an agent that cannot try keeps nobody");
 }
+
+/// One that cannot run workers says so of itself.
+#[test]
+fn a_node_whose_other_end_cannot_run_workers_is_not_kept_from_having_rejoined() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let _ = kit.tell(Event::RuntimeChanged { node: "b".into(), problem: Some("no MLX".to_owned()) });
+    let _ = kit.wait(100, &sessions);
+    let told = [("LinksProven", None, "NotTried"), ("Rejoined", Some(true), "Done")];
+    assert_eq!(way_back(&kit, "a")[2..], told);
+    assert_eq!(way_back(&kit, "b")[3], ("Rejoined", Some(false), "TakesNoWork"));
+}
+
+#[test]
+fn a_cable_that_carries_a_gang_by_tcp_alone_is_proven_in_part() {
+    let (mut kit, sessions) = macs(&[60, 60]);
+    let begun = kit.wait(100, &sessions);
+    let effects = answer_all(&mut kit, begun, &|by| if by.is_rdma() { failed() } else { passed() });
+    drop(effects);
+    let told = [("LinksProven", Some(true), "InPart"), ("Rejoined", Some(true), "Done")];
+    assert_eq!(way_back(&kit, "a")[2..], told);
+    let text = "RDMA over the cable of a and b did not pass its test: rank 1 did not come";
+    assert_eq!(message(&kit, "a", "LinksProven"), text);
+}

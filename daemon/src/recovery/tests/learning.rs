@@ -81,7 +81,7 @@ fn a_pipeline_must_answer_what_a_whole_model_did_on_such_nodes() {
     assert_eq!(starts(&[(60, "m"), (60, "m")], "m", Some(Mode::Tensor)), none, "other sums");
 }
 
-fn busy(worker: WorkerKey, generated_tokens: u64, step: u64) -> ProgressNews {
+pub(super) fn busy(worker: WorkerKey, generated_tokens: u64, step: u64) -> ProgressNews {
     ProgressNews {
         worker,
         phase: WorkerPhase::Decode,

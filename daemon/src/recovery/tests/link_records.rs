@@ -10,11 +10,20 @@ use crate::{
     model::{
         LinkKind, LinkPace, LinkRecord, NodeId, NodeRecord, Quarantine, Restart, RestartCause, RestartOutcome,
     },
-    recovery::{link_tests::MOST_WRITTEN, *},
+    recovery::{
+        link_tests::MOST_WRITTEN,
+        quarantine::MOST_REASON_BYTES,
+        reboots::{MOST_KEPT, MOST_REFUSAL_BYTES},
+        *,
+    },
 };
 
 /// The controller after the one of this kit, which left these nodes and incidents on record, and its nodes as they connect.
-fn next_controller(kit: &Kit, nodes: Vec<NodeRecord>, how: impl Fn(&mut Kit)) -> (Kit, Sessions) {
+pub(super) fn next_controller(
+    kit: &Kit,
+    nodes: Vec<NodeRecord>,
+    how: impl FnOnce(&mut Kit),
+) -> (Kit, Sessions) {
     let mut next = that_tries();
     next.machines = kit.machines.clone();
     let incidents = unproven(kit).into_iter().cloned().rev().collect();
@@ -110,22 +119,31 @@ fn the_largest_record_of_a_node_can_be_written_down() {
         passed_in: Some(u32::MAX),
         pace,
         best: pace,
+        doubted: true,
+        under_way: true,
+        went_down: u8::MAX,
     };
     let refusal = Restart {
         cause: RestartCause::RdmaStartsUsedUp,
         boot_id: "b".repeat(100),
         asked_unix_ms: 1_795_654_800_000,
-        outcome: RestartOutcome::Refused("r".repeat(250)),
+        outcome: RestartOutcome::Refused("r".repeat(MOST_REFUSAL_BYTES)),
     };
+    // Only the newest refusal is kept with its words.
+    let before = Restart { outcome: RestartOutcome::Refused(String::new()), ..refusal.clone() };
+    let restarts = [vec![before; MOST_KEPT - 1], vec![refusal]].concat();
     let record = NodeRecord {
         id: name(0),
         draining: true,
         last_seen_unix_ms: 1_795_654_800_000,
         boot_id: "b".repeat(100),
         gpu_faults_unix_ms: vec![1_795_654_800_000; 3],
-        quarantine: Some(Quarantine { until_unix_ms: 1_795_654_800_000, reason: "q".repeat(100) }),
+        quarantine: Some(Quarantine {
+            until_unix_ms: 1_795_654_800_000,
+            reason: "q".repeat(MOST_REASON_BYTES),
+        }),
         links: (0..MOST_WRITTEN).map(link).collect(),
-        restarts: vec![refusal; 6],
+        restarts,
     };
     let bytes = serde_json::to_vec(&record).unwrap().len();
     assert!(bytes <= 6 * 1_024 - 64, "{bytes}");

@@ -170,7 +170,7 @@ fn by_default_no_machine_is_restarted() {
 fn an_agent_that_does_not_say_that_it_may_is_not_asked() {
     let refuses = || MayRestart::Refuses("FileVault is on".to_owned());
     for (may, words) in [
-        (MayRestart::Unknown, "its agent is not allowed to ([reboot] allow = true"),
+        (MayRestart::Unknown, "its agent does not say that it may; install the same Nightshift there"),
         (MayRestart::No, "its agent is not allowed to ([reboot] allow = true"),
         (refuses(), "not restarted by itself: FileVault is on"),
     ] {
@@ -307,11 +307,26 @@ fn a_controller_that_is_started_anew_knows_what_was_asked_for() {
     }
 }
 
+/// It is asked for when it can be, and nobody has refused anything.
+#[test]
+fn what_the_ledger_did_not_take_was_not_asked_for() {
+    let (mut kit, alive) = stranded();
+    for _ in 0..5 {
+        let effects = kit.wait(3 * MINUTE_MS, &alive);
+        assert_eq!(asked(&effects).len(), 1);
+        let command_id = command_id(&effects);
+        let effects = kit.tell(Event::CommandWithheld { node: "a".into(), command_id });
+        assert_eq!(told(&effects, "restart-withheld").len(), 1);
+        assert_eq!(on_record(&effects, "a").restarts, []);
+    }
+}
+
 #[test]
 fn what_cannot_be_put_on_record_is_not_asked_for() {
     let (mut kit, alive) = stranded();
     let _ = kit.tell(Event::StorageFailed { problem: "full".to_owned() });
     assert_eq!(asked(&kit.wait(10 * MINUTE_MS, &alive)), []);
+    assert_explained(&kit, "a", "it is not restarted while the controller cannot write that down");
     let _ = kit.tell(Event::StorageRecovered);
     assert_eq!(asked(&kit.wait(1_000, &alive)).len(), 1);
 }
@@ -437,4 +452,63 @@ fn while_a_node_with_work_is_not_heard_no_other_is_restarted() {
     assert_explained(&kit, "a", "a node that has work is not heard");
     let effects = kit.wait(35 * MINUTE_MS, &alive[..1]);
     assert_eq!(asked_of(&effects), ["a"], "it was given up, and has none");
+}
+
+/// Its worker has been told to end, and will never tell that it has.
+#[test]
+fn a_node_that_was_given_up_keeps_no_other_from_being_restarted() {
+    let (mut kit, alive) = nodes(&["a", "b"], allowed());
+    let workers = started(&kit.tell(Event::JobAccepted(record(1, 500))));
+    for (node, worker) in &workers {
+        let _ = kit.ready(node, *worker);
+    }
+    let _ = kit.tell(Event::InputUnreadable { job: JobId(1), problem: "torn".to_owned() });
+    let (_, of_a) = workers.iter().find(|(node, _)| node == "a").unwrap();
+    let _ = kit.exit("a", *of_a, ExitClass::Orderly);
+    strand(&mut kit, "a");
+    let _ = kit.tell(Event::JobAccepted(record(2, 500)));
+    let _ = kit.tell(Event::SessionLost { node: "b".into(), session: alive[1].1 });
+    let effects = kit.wait(10 * MINUTE_MS, &alive[..1]);
+    assert!(kit.job(1).workers.contains_key(&"b".into()));
+    assert_eq!(asked_of(&effects), ["a"]);
+}
+
+#[test]
+fn a_machine_that_tries_a_link_is_not_restarted() {
+    let mut kit = super::link_tests::that_tries();
+    let _ = kit.tell(Event::PolicyChanged(allowed()));
+    let (mut kit, alive) = super::cables::macs_in(kit, &[60, 60]);
+    for node in ["a", "b"] {
+        let facts = NodeFacts { boot: LOST, may_restart: MayRestart::Yes, ..kit.machines[node].clone() };
+        let _ = kit.observe(node, facts);
+    }
+    let _ = kit.tell(Event::JobAccepted(record(1, 500)));
+    let _ = kit.wait(1_000, &alive);
+    assert_explained(&kit, "a", "something is at work there");
+}
+
+/// It may be back, and connects in a moment.
+#[test]
+fn a_controller_that_has_only_just_started_misses_nobody() {
+    let (mut kit, alive) = stranded();
+    let effects = kit.wait(3 * MINUTE_MS, &alive);
+    let nodes = vec![on_record(&effects, "a")];
+    let mut next = Kit::new();
+    let _ = next.tell(Event::PolicyChanged(allowed()));
+    next.now = Now { mono_ms: 0, unix_ms: kit.now.unix_ms + HOUR_MS };
+    let _ = next.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
+    assert_eq!(told(&next.wait(14 * MINUTE_MS, &[]), "restart-missing"), [""; 0]);
+    assert_eq!(told(&next.wait(2 * MINUTE_MS, &[]), "restart-missing").len(), 1);
+}
+
+#[test]
+fn a_clock_that_is_set_tells_nothing_of_a_restart() {
+    let (mut kit, alive) = stranded();
+    assert_eq!(asked(&kit.wait(3 * MINUTE_MS, &alive)).len(), 1);
+    kit.now.unix_ms += 3 * HOUR_MS;
+    let mut effects = kit.wait(MINUTE_MS, &alive);
+    effects.extend(kit.tell(Event::SessionLost { node: "a".into(), session: alive[0].1 }));
+    effects.extend(kit.wait(MINUTE_MS, &[]));
+    let said = [told(&effects, "restart-failed"), told(&effects, "restart-missing")].concat();
+    assert_eq!(said, [""; 0]);
 }

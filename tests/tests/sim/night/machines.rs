@@ -21,6 +21,9 @@ const LINK_TEST_MS: u64 = 5_000;
 /// After which one that waits for the other gives up.
 const LINK_TEST_LIMIT_MS: u64 = 30_000;
 
+/// So often a machine may go down with tests in a night of eight hours: twice, and then once in three hours.
+const MOST_PANICS: u32 = 5;
+
 impl Night {
     pub(super) fn connect(&mut self, id: &NodeId) {
         let agent = self.agents.get_mut(id).expect("a node there is");
@@ -269,11 +272,8 @@ impl Night {
         let now_ms = self.now_ms;
         let agent = self.agents.get_mut(id).expect("a node there is");
         assert!(worlds::facts(agent, &self.plan).tests_links, "{id} cannot try links");
-        if agent.link_test.is_some() {
-            let problem = "another link of this node is being tried".to_owned();
-            agent.say(now_ms, 5, Up::Tested(request_id, LinkTestResult::NotMade(problem)));
-            return;
-        }
+        // One that still runs is one that the controller has given up: it goes without an answer.
+        agent.link_test = None;
         if is_over_rdma {
             self.count_rdma_start(id);
         }
@@ -286,12 +286,16 @@ impl Night {
         let now_ms = self.now_ms;
         let Some(test) = self.agents[id].link_test else { return };
         let SimLinkTest { request_id, since_ms, is_over_rdma } = test;
-        let at_it = self
-            .agents
-            .values()
-            .filter(|agent| agent.link_test.is_some_and(|of| of.request_id == request_id));
-        let reaches =
-            |agent: &&Agent| agent.link_up && (!is_over_rdma || (agent.rdma_up && !agent.is_wedged));
+        let of_test = |agent: &&Agent| agent.link_test.is_some_and(|of| of.request_id == request_id);
+        let bears_it = |agent: &Agent| !is_over_rdma || !agent.panics_over_rdma;
+        if !bears_it(&self.agents[id]) && now_ms >= since_ms + LINK_TEST_MS {
+            self.panic_over_rdma(id);
+            return;
+        }
+        let at_it = self.agents.values().filter(of_test);
+        let reaches = |agent: &&Agent| {
+            agent.link_up && bears_it(agent) && (!is_over_rdma || (agent.rdma_up && !agent.is_wedged))
+        };
         let both: Vec<NodeId> =
             at_it.filter(reaches).map(|agent| NodeId::from(format!("n{}", agent.number).as_str())).collect();
         let (who, result) = if both.len() == 2 && now_ms >= since_ms + LINK_TEST_MS {
@@ -307,6 +311,16 @@ impl Night {
             agent.link_test = None;
             agent.say(now_ms, 5, Up::Tested(request_id, result.clone()));
         }
+    }
+
+    /// A night must not be spent on it.
+    fn panic_over_rdma(&mut self, id: &NodeId) {
+        self.note(|| format!("{id} goes down with a test over RDMA"));
+        let agent = self.agents.get_mut(id).expect("a node there is");
+        agent.panics += 1;
+        assert!(agent.panics <= MOST_PANICS, "{id} went down {} times with tests over RDMA", agent.panics);
+        self.totals.panics += 1;
+        self.bring_down(id, true);
     }
 
     /// Whether the controller keeps to what a boot has.

@@ -147,14 +147,13 @@ impl Night {
         self.notice_crash();
     }
 
-    fn bring_down(&mut self, id: &NodeId, reboot: bool) {
+    pub(super) fn bring_down(&mut self, id: &NodeId, reboot: bool) {
         let down_ms = if reboot { self.rng.range(40_000, 4 * MINUTE_MS) } else { self.rng.range(500, 6_000) };
         let now_ms = self.now_ms;
         let agent = self.agents.get_mut(id).expect("a node there is");
         agent.disconnect();
         // The worker ends with its agent, and nobody keeps what it would have said.
         agent.worker = None;
-        agent.link_test = None;
         agent.untold.clear();
         agent.is_up = false;
         agent.back_at_ms = now_ms + down_ms;
@@ -287,6 +286,7 @@ impl Night {
             self.set_link(&node, true);
             self.rdma_back.remove(&node);
             self.set_rdma(&node, true);
+            self.agents.get_mut(&node).expect("a node there is").panics_over_rdma = false;
             if self.agents[&node].boot_facts.stranded_bytes.is_some() {
                 // Whoever looks in the morning restarts it.
                 self.bring_down(&node, true);
