@@ -149,7 +149,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
         let mut due = None;
         match basis {
             None => {
-                publish.send_replace(Arc::default());
+                tell(publish, State::default());
             }
             Some(_) if policy == Policy::Observe => {}
             Some(basis) => {
@@ -183,11 +183,7 @@ async fn keep(options: Options, publish: &watch::Sender<Arc<State>>) {
                     let problem = state.problem.clone().or(fight);
                     let ports = cabled - state.held.len();
                     let state = State { ports, given_up: pace.has_given_up(), problem, ..state };
-                    publish.send_if_modified(|before| {
-                        let differs = **before != state;
-                        *before = Arc::new(state);
-                        differs
-                    });
+                    tell(publish, state);
                     continue;
                 }
             }
@@ -208,6 +204,15 @@ fn heed(pace: &mut Pace<Basis>, before: &mut Option<Vec<u8>>, held: &Option<Vec<
         pace.forget_fight();
         before.clone_from(held);
     }
+}
+
+/// What is as it was wakes nobody.
+fn tell(publish: &watch::Sender<Arc<State>>, state: State) {
+    publish.send_if_modified(|before| {
+        let differs = **before != state;
+        *before = Arc::new(state);
+        differs
+    });
 }
 
 async fn sleep_until(due: Option<Instant>) {

@@ -63,11 +63,17 @@ impl Writer {
                 },
                 changed = self.observations.changed() => {
                     changed.map_err(|_| Error::Internal("the probe has ended"))?;
-                    let observation = self.boot.with(&self.observations.borrow_and_update());
-                    self.send(Body::Observation(observation)).await?;
+                    self.send_observation().await?;
                 }
+                // What became of the ports does not wait for the next look at the machine.
+                Ok(()) = self.boot.links.changed() => self.send_observation().await?,
             }
         }
+    }
+
+    async fn send_observation(&mut self) -> Result<(), Error> {
+        let observation = self.boot.with(&self.observations.borrow_and_update());
+        self.send(Body::Observation(observation)).await
     }
 
     async fn send_event(&mut self, event: feed::Outbound) -> Result<(), Error> {
