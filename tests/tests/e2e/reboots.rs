@@ -26,10 +26,10 @@ const ROWS: usize = 40;
 
 const MAX_TOKENS: u32 = 40;
 
-/// A worker that takes no step for a second is ended at once. How long its memory and its machine are given is short, too.
+/// A worker that takes no step for three seconds is ended. How long its memory and its machine are given is short, too.
 const QUICK: &str = "[agents]\nobservation_interval_ms = 1000\n\
     [jobs]\ncheckpoint_interval_ms = 200\n\
-    [recovery]\nstep_budget_ms = 2000\nleast_step_budget_ms = 1000\nstop_grace_ms = 500\nrestart_base_ms = 100\n\
+    [recovery]\nstep_budget_ms = 3000\nleast_step_budget_ms = 3000\nstop_grace_ms = 500\nrestart_base_ms = 100\n\
     [reboots]\nsettle_ms = 500\n";
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -108,6 +108,13 @@ async fn restarted() {
     // Killed at this moment or any other, its agent does not do it again.
     night.cluster.kill_agent(NODE).await;
     night.start_agent();
+    // It has come back, and was told nothing again.
+    wait::eventually("its agent to be connected again", wait::SOON, async || {
+        let events = night.cluster.control().events(1_000).await;
+        let connected = events.iter().filter(|event| event.kind == "node-connected").count();
+        if connected >= 2 { Ok(()) } else { Err(format!("{connected} times")) }
+    })
+    .await;
     night.explained("it was told to restart, and is about to go down").await;
     night.cluster.kill_agent(NODE).await;
     night.cluster.kill_controller().await;

@@ -138,9 +138,9 @@ async fn check(macs: Macs, state: &str, lacking: &[&str]) {
         let mut filters = vec![
             // Where this runs, and as whom.
             (r"x86_64|aarch64", "[ARCH]"),
-            (r"(?m)^  warn  (Workers run as root|.* are free where the agent keeps).*\n.*\n", ""),
+            (r"(?m)^  (warn|FAIL)  (Workers run as root|.* are free where the agent keeps).*\n.*\n", ""),
             (r"\bworker-user, |\bdisk, ", ""),
-            (r"\d+ (things? (will|may))", "[N] $1"),
+            (r"\A.*\d+ things? (will|may) .*", "[HOW MANY THINGS]"),
             // When.
             (r"(\d+ (ms|s|min)|moments?) ago|just now", "[TIME] ago"),
             (r"(connected|hold) for \d+ (ms|s|min)", "$1 for [TIME]"),

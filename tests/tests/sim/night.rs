@@ -85,6 +85,21 @@ impl Totals {
         self.machine_restarts += other.machine_restarts;
         self.innocents += other.innocents;
     }
+
+    pub(crate) fn what_never_happened(&self) -> Vec<&'static str> {
+        let counts = [
+            (self.strikes, "a strike"),
+            (self.restarts, "a controller that was started anew"),
+            (self.gangs, "a gang"),
+            (self.rdma_gangs, "a gang over RDMA"),
+            (self.climbs, "a climb"),
+            (self.link_tests, "a link that was tried"),
+            (self.links_failed, "a link that did not pass"),
+            (self.panics, "a machine that went down with a test"),
+            (self.machine_restarts, "a machine that was restarted"),
+        ];
+        counts.into_iter().filter(|(count, _)| *count == 0).map(|(_, what)| what).collect()
+    }
 }
 
 /// See the module.
