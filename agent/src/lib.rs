@@ -43,6 +43,8 @@ pub mod paths;
 pub mod probe;
 pub mod reboot;
 pub mod runtime;
+#[cfg(test)]
+mod scripts;
 pub mod session;
 pub mod spool;
 pub mod supervisor;

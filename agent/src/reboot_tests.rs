@@ -1,6 +1,6 @@
 //! What refuses a restart, each by itself, and that none is made twice.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, thread, time::Instant};
+use std::{fs, thread, time::Instant};
 
 use tempfile::TempDir;
 
@@ -37,9 +37,7 @@ impl Mac {
     }
 
     fn script(&self, name: &str, text: &str) {
-        let path = self.dir.path().join(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::scripts::write(&self.dir.path().join(name), text);
     }
 
     /// Its agent, started anew.

@@ -175,15 +175,12 @@ impl fmt::Display for Seen<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
-
     use super::*;
 
     /// A program of the given name that runs `script`.
     pub(in crate::runtime) fn fake(dir: &Path, name: &str, script: &str) -> PathBuf {
         let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::scripts::write(&path, script);
         path
     }
 

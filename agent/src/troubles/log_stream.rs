@@ -103,15 +103,14 @@ async fn once(tool: &PathBuf, signs: &mpsc::Sender<Sign>) -> std::io::Result<()>
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use std::{fs, path::Path};
 
     use super::*;
     use crate::probe::parse::mac::unified_log::GpuLine;
 
     fn tool(dir: &Path, script: &str) -> PathBuf {
         let path = dir.join("log");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::scripts::write(&path, script);
         path
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -37,8 +36,7 @@ fn say(dir: &Path, tool: &str, text: &str) {
 fn script(dir: &Path, tool: &str, script: &str) {
     // Put in its place at once: the survey may be reading it.
     let (path, new) = (dir.join(tool), dir.join(format!("{tool}.new")));
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    crate::scripts::write(&new, script);
     fs::rename(new, path).unwrap();
 }
 

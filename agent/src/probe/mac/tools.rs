@@ -295,7 +295,7 @@ fn describe(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use std::{fs, path::Path};
 
     use tempfile::TempDir;
 
@@ -314,9 +314,7 @@ mod tests {
     }
 
     fn put(dir: &Path, name: &str, script: &str) {
-        let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::scripts::write(&dir.join(name), script);
     }
 
     #[test]
