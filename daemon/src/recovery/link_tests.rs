@@ -215,6 +215,8 @@ impl Machine {
             return false;
         };
         let is_busy = |node: &Node| self.tries_a_link(&node.id);
+        // What may take a machine down is on record before it is begun.
+        let is_recorded = self.storage_problem.is_none();
         let is_early =
             self.standing_of(link).is_some_and(|standing| standing.not_before_mono_ms > now.mono_ms);
         a.can_try_links()
@@ -224,7 +226,8 @@ impl Machine {
             && !is_busy(b)
             && !self.is_unsettled(&link.name())
             && !self.carries_a_gang(link)
-            && (link.kind != LinkKind::Rdma || (a.affords_rdma_test() && b.affords_rdma_test()))
+            && (link.kind != LinkKind::Rdma
+                || (a.affords_rdma_test() && b.affords_rdma_test() && is_recorded))
     }
 
     fn try_link(&mut self, now: Now, link: &Link) {

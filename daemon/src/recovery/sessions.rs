@@ -44,20 +44,21 @@ impl Machine {
             must_resend: false,
         });
         node.heard(now);
-        let record = node.record();
-        self.out.push(Effect::RecordNode(record.clone()));
+        let draining = node.draining;
+        // Before the new boot is on record, by which the next controller would know of it.
+        self.note_new_end(now, &id, &before);
+        self.record_node(&id);
         if let Some(old) = replaced {
             let reason = "the agent connected anew".to_owned();
             self.out.push(Effect::CloseSession { node: id.clone(), session: old.id, reason });
         }
-        if record.draining {
+        if draining {
             self.send(&id, Command::Drain { draining: true });
         }
         self.tell_of_return(now, &id, &before, &facts);
         self.on_boot_facts(now, &id, boot);
         // Who may be in one gang has changed.
         self.links_version += u64::from(before.versions != facts.versions);
-        self.note_new_end(now, &id, &before);
         self.refresh_links(now);
         // In another boot, or with other versions, its cables have proven nothing.
         self.mind_link_tests(now);

@@ -1,7 +1,7 @@
 //! Links that do not pass, machines that go down with a test, and what becomes of jobs that need such a link.
 
 use super::{
-    cables::{change, launches, link_kind, set_cable},
+    cables::{change, launches, link_kind, macs_in, set_cable},
     gangs::Sessions,
     kit::*,
     ladder::{answer_rows, fallen_in, start_all},
@@ -324,4 +324,16 @@ fn an_update_of_either_end_makes_up_for_machines_that_went_down() {
     sessions[1].1 = go_down(&mut kit, &sessions, "b", "boot-5").0;
     let (waited_minutes, _) = until_rdma_is_tried(&mut kit, &sessions);
     assert!(waited_minutes <= 60, "as long as after any failure: {waited_minutes}");
+}
+
+#[test]
+fn what_cannot_be_put_on_record_is_not_tried_over_rdma() {
+    let mut kit = that_tries();
+    let _ = kit.tell(Event::StorageFailed { problem: "full".to_owned() });
+    let (mut kit, sessions) = macs_in(kit, &[60, 60]);
+    let effects = kit.wait(MINUTE_MS, &sessions);
+    let effects = answer_all(&mut kit, effects, &|_| passed());
+    assert!(tries(&effects).iter().all(|end| !end.gang.backend.is_rdma()));
+    let effects = [kit.tell(Event::StorageRecovered), kit.wait(1_000, &sessions)].concat();
+    assert_eq!(tries(&effects)[0].gang.backend, Backend::Jaccl);
 }
