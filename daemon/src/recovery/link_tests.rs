@@ -166,10 +166,11 @@ impl Machine {
 
     /// Whether a test of it is worth waiting for now.
     fn can_be_tried(&self, now: Now, link: &Link) -> bool {
-        let is_given_up = self.standing_of(link).is_some_and(|standing| {
-            standing.not_made >= MOST_NOT_MADE && standing.not_before_mono_ms > now.mono_ms
+        let is_put_off = self.standing_of(link).is_some_and(|standing| {
+            let is_given_up = standing.not_made >= MOST_NOT_MADE || standing.answered_for > 0;
+            is_given_up && standing.not_before_mono_ms > now.mono_ms
         });
-        !is_given_up && self.keeps_from_trying(link).is_none()
+        !is_put_off && self.keeps_from_trying(link).is_none()
     }
 
     /// Why a link cannot be tried as its ends are.
@@ -355,7 +356,8 @@ impl Machine {
 
     /// A link is gone. Plugged in again it is another one, of which nothing is known.
     pub(super) fn forget_failure_of(&mut self, now: Now, name: &LinkName) {
-        if let Some(standing) = self.known_standing_mut(name) {
+        // What took a machine down was not the cable.
+        if let Some(standing) = self.known_standing_mut(name).filter(|standing| standing.answered_for == 0) {
             standing.failed = None;
         }
         let evidence = evidence_of(name);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::MOST_WENT_DOWN;
 use crate::{
     model::{Link, LinkKind, LinkName, LinkRecord, NodeId},
     recovery::{facts::NodeFacts, machine::Machine, state::Node},
@@ -153,12 +154,13 @@ impl Machine {
         tried.iter_mut().find(|standing| standing.is_to(&name.b, name.kind))
     }
 
-    /// Whether it did not pass when it was tried last.
+    /// Whether it did not pass when it was tried last. So did one that would take a machine down, for all that is known.
     pub(in crate::recovery) fn has_failed(&self, link: &Link) -> bool {
         self.standing_of(link).is_some_and(|standing| standing.failed.is_some())
+            || (!self.has_passed(link) && self.went_down_around(link) >= MOST_WENT_DOWN)
     }
 
-    /// The same of a link by its name.
+    /// Whether it was tried and did not pass, by its name.
     pub(in crate::recovery) fn has_failed_its_test(&self, name: &LinkName) -> bool {
         let standing = self.nodes.get(&name.a).and_then(|node| node.standing(&name.b, name.kind));
         standing.is_some_and(|standing| standing.failed.is_some())

@@ -62,6 +62,9 @@ impl Machine {
         if let Some(why) = standing.and_then(|standing| standing.failed.clone()) {
             return Word::Failed(why);
         }
+        if self.has_failed(link) {
+            return Word::Failed("machines at its ends went down with tests of this kind".to_owned());
+        }
         if let Some(standing) = standing.filter(|_| self.has_passed(link)) {
             if standing.record.doubted {
                 return Word::Doubted;

@@ -199,9 +199,19 @@ fn a_test_with_which_a_machine_goes_down_is_made_twice_and_then_the_link_is_left
     let text = "RDMA over the cable of a and b did not pass its test: a machine at one of its ends went down in each of the last 2 \
                 tests of this kind";
     assert_eq!(incident.summary, text);
+    // A job goes by TCP meanwhile, and waits for nothing, also when RDMA would have been tried again long since.
+    let _ = answer_all(&mut kit, vec![], &|_| passed());
+    let effects = wait_answering(&mut kit, &sessions, 90 * MINUTE_MS, &|_| passed());
+    assert!(tries(&effects).iter().all(|end| !end.gang.backend.is_rdma()));
+    let effects = [submit(&mut kit), kit.wait(5_000, &sessions)].concat();
+    assert_eq!(launches(&effects)[0].backend, Backend::Ring);
+    let _ = kit.tell(Event::Cancel { job: JobId(1), now: true });
+    for (node, worker) in started(&effects) {
+        let _ = kit.exit(&node, worker, ExitClass::Killed);
+    }
     // For three hours; and then it is tried once more.
     let (waited_minutes, begun) = until_rdma_is_tried(&mut kit, &sessions);
-    assert_eq!((waited_minutes, begun.len()), (180, 2));
+    assert_eq!((waited_minutes, begun.len()), (89, 2));
     sessions[1].1 = go_down(&mut kit, &sessions, "b", "boot-4").0;
     let begun = next_try(&mut kit, &sessions, 60 * MINUTE_MS);
     assert!(begun.iter().all(|end| !end.gang.backend.is_rdma()), "and not at once again");
@@ -244,6 +254,13 @@ fn a_controller_that_went_down_with_the_machine_knows_of_the_test() {
     // And so does the one after it, though all machines are as they were.
     let (backend, next) = start_anew(next, "boot-3", "boot-3");
     assert_eq!((backend, on_rdma(&next).went_down), (Backend::Ring, 2));
+    // Nor is it used where it cannot be tried.
+    let (mut kit, alive) = next_controller(&kit, vec![next, of_b("boot-3")], |next| {
+        next.tests_links = false;
+        "boot-3".clone_into(&mut next.machines.get_mut("b").unwrap().boot_id);
+    });
+    let effects = [submit(&mut kit), kit.wait(5_000, &alive)].concat();
+    assert_eq!(launches(&effects)[0].backend, Backend::Ring);
 }
 
 #[test]

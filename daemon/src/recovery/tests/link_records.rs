@@ -25,7 +25,7 @@ pub(super) fn next_controller(
     how: impl FnOnce(&mut Kit),
 ) -> (Kit, Sessions) {
     let mut next = that_tries();
-    next.machines = kit.machines.clone();
+    (next.machines, next.found) = (kit.machines.clone(), kit.found.clone());
     let incidents = unproven(kit).into_iter().cloned().rev().collect();
     let _ = next.tell(Event::Remembered { models: vec![], incidents });
     let _ = next.tell(Event::Started { jobs: vec![], nodes, repairs: vec![], remains: vec![] });
