@@ -237,17 +237,18 @@ impl Machine {
         );
     }
 
+    /// Whether this command was the one to restart that is not answered yet. It is now.
+    fn is_answer_to_restart(&mut self, id: &NodeId, command_id: u64) -> bool {
+        let node = self.nodes.get_mut(id).filter(|node| node.restart_command == Some(command_id));
+        node.is_some_and(|node| node.restart_command.take().is_some())
+    }
+
     /// Returns whether the command was one to restart.
     pub(super) fn on_restart_refused(&mut self, id: &NodeId, command_id: u64, problem: &str) -> bool {
-        let Some(node) = self.nodes.get_mut(id).filter(|node| node.restart_command == Some(command_id))
-        else {
+        if !self.is_answer_to_restart(id, command_id) {
             return false;
-        };
-        node.restart_command = None;
+        }
         let problem = clipped(problem, MOST_REFUSAL_BYTES).to_owned();
-        // The newest says why; how many there were is enough to know of those before it.
-        let refusals = node.restarts.iter_mut().filter(|restart| restart.outcome.is_refusal());
-        refusals.for_each(|restart| restart.outcome = RestartOutcome::Refused(String::new()));
         self.end_restart(id, RestartOutcome::Refused(problem.clone()));
         self.redirect_need(id, &format!("it is not restarted by itself: {problem}"));
         let message = format!("{id} refuses to restart: {problem}");
@@ -257,12 +258,12 @@ impl Machine {
 
     /// What was to be asked could not be written down, so that nobody was asked. It is, when it can be.
     pub(super) fn on_restart_withheld(&mut self, id: &NodeId, command_id: u64) {
-        let Some(node) = self.nodes.get_mut(id).filter(|node| node.restart_command == Some(command_id))
-        else {
+        if !self.is_answer_to_restart(id, command_id) {
             return;
-        };
-        node.restart_command = None;
-        node.restarts.pop();
+        }
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.restarts.pop();
+        }
         self.record_node(id);
         let action = "the controller cannot write down that it is restarted, and tries again";
         self.redirect_need(id, action);
@@ -309,10 +310,15 @@ impl Machine {
     }
 
     fn end_restart(&mut self, id: &NodeId, outcome: RestartOutcome) {
-        if let Some(restart) = self.nodes.get_mut(id).and_then(|node| node.restarts.last_mut()) {
-            restart.outcome = outcome;
-            self.record_node(id);
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some((last, before)) = node.restarts.split_last_mut() else { return };
+        if outcome.is_refusal() {
+            // The newest says why. Of those before it, it is enough to know how many there were.
+            let refusals = before.iter_mut().filter(|restart| restart.outcome.is_refusal());
+            refusals.for_each(|restart| restart.outcome = RestartOutcome::Refused(String::new()));
         }
+        last.outcome = outcome;
+        self.record_node(id);
     }
 
     /// It is back in another boot than `ended`. What was refused in that one counts no more.
