@@ -16,6 +16,7 @@ mod link_faults;
 mod link_records;
 mod link_tests;
 mod links;
+mod parking;
 mod random_nights;
 mod reboots;
 mod silence;

@@ -3,6 +3,7 @@
 mod machines;
 mod promises;
 mod strikes;
+mod totals;
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -15,6 +16,7 @@ use nightshift_daemon::{
     recovery::{Command, Effect, Event, ResultHead, SessionId},
 };
 use nightshift_tests::rng::Rng;
+pub(crate) use totals::Totals;
 
 use super::{
     agent::{Agent, Resumed},
@@ -45,62 +47,6 @@ const MOST_JOBS: u64 = 6;
 
 /// About how much of an event a trace holds.
 const EVENT_BYTES: usize = 400;
-
-/// What nights were made of, for a person to see that something happened in them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    events: u64,
-    strikes: u64,
-    restarts: u64,
-    jobs: u64,
-    rows: u64,
-    starts: u64,
-    gangs: u64,
-    rdma_gangs: u64,
-    climbs: u64,
-    /// Links that were tried, and of them those that did not pass.
-    link_tests: u64,
-    /// Machines that went down with one.
-    panics: u64,
-    links_failed: u64,
-    machine_restarts: u64,
-    /// Rows that failed though nothing was wrong with them.
-    innocents: u64,
-}
-
-impl Totals {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.events += other.events;
-        self.strikes += other.strikes;
-        self.restarts += other.restarts;
-        self.jobs += other.jobs;
-        self.rows += other.rows;
-        self.starts += other.starts;
-        self.gangs += other.gangs;
-        self.rdma_gangs += other.rdma_gangs;
-        self.climbs += other.climbs;
-        self.link_tests += other.link_tests;
-        self.panics += other.panics;
-        self.links_failed += other.links_failed;
-        self.machine_restarts += other.machine_restarts;
-        self.innocents += other.innocents;
-    }
-
-    pub(crate) fn what_never_happened(&self) -> Vec<&'static str> {
-        let counts = [
-            (self.strikes, "a strike"),
-            (self.restarts, "a controller that was started anew"),
-            (self.gangs, "a gang"),
-            (self.rdma_gangs, "a gang over RDMA"),
-            (self.climbs, "a climb"),
-            (self.link_tests, "a link that was tried"),
-            (self.links_failed, "a link that did not pass"),
-            (self.panics, "a machine that went down with a test"),
-            (self.machine_restarts, "a machine that was restarted"),
-        ];
-        counts.into_iter().filter(|(count, _)| *count == 0).map(|(_, what)| what).collect()
-    }
-}
 
 /// See the module.
 pub(crate) struct Night {
